@@ -1,0 +1,140 @@
+//! Mesh-wide settings: the part of Istio's MeshConfig that compilation depends on, with defaults applied.
+
+use crate::destination_rule::{ConnectionPool, H2Upgrade, LocalityLb, OutlierDetection, TcpKeepalive};
+use crate::sidecar::OutboundTrafficPolicy;
+use crate::virtual_service::Retries;
+use crate::{Namespace, Str};
+use std::time::Duration;
+
+/// Mesh-wide settings. [`MeshConfig::default`] is Istio's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MeshConfig {
+    /// The DNS domain of the cluster (`--domain`), such as `cluster.local`.
+    pub domain: Str,
+    /// The namespace of mesh-wide objects.
+    pub root_namespace: Namespace,
+    /// The trust domain of workload identities.
+    pub trust_domain: Str,
+    /// Further trust domains whose identities are accepted.
+    pub trust_domain_aliases: Vec<Str>,
+    /// Where captured outbound connections arrive.
+    pub proxy_listen_port: u16,
+    /// Where captured inbound connections arrive.
+    pub proxy_inbound_listen_port: u16,
+    /// The port of the explicit HTTP proxy; 0 for none.
+    pub proxy_http_port: u16,
+    /// How long to wait for an upstream connection.
+    pub connect_timeout: Duration,
+    /// How long to sniff; zero for as long as it takes.
+    pub protocol_detection_timeout: Duration,
+    /// How soon a failed DNS query is repeated.
+    pub dns_refresh_rate: Duration,
+    /// Keep-alive of upstream connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Whether mutual TLS is used wherever both sides can.
+    pub enable_auto_mtls: bool,
+    /// Traffic to unknown destinations.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// Whether inbound traffic goes to the address it was sent to (otherwise to loopback).
+    pub inbound_passthrough: bool,
+    /// Preference by locality.
+    pub locality_lb: LocalityLb,
+    /// Upgrading of ports declared as HTTP.
+    pub h2_upgrade: H2Upgrade,
+    /// Retries of rules that have no policy.
+    pub default_http_retry: Option<Retries>,
+    /// Retries of inbound routes.
+    pub default_inbound_http_retry: Option<Retries>,
+    /// Limits where no DestinationRule has any.
+    pub default_connection_pool: Option<ConnectionPool>,
+    /// Ejection where no DestinationRule has any.
+    pub default_outlier_detection: Option<OutlierDetection>,
+    /// The pattern of statistics names of outbound clusters; empty for the default.
+    pub outbound_cluster_stat_name: Str,
+    /// The pattern of statistics names of inbound clusters; empty for the default.
+    pub inbound_cluster_stat_name: Str,
+    /// Normalisation of request paths.
+    pub path_normalization: PathNormalization,
+    /// The file that access logs are written to; empty for none.
+    pub access_log_file: Str,
+    /// The format of access logs; empty for the default.
+    pub access_log_format: Str,
+    /// Whether access logs are JSON.
+    pub access_log_json: bool,
+    /// Proxies ahead of gateways that are trusted to set `x-forwarded-for`.
+    pub num_trusted_proxies: u32,
+    /// Client certificate forwarding on gateways.
+    pub forward_client_cert: ForwardClientCert,
+    /// Whether gateways expect the PROXY protocol.
+    pub gateway_proxy_protocol: bool,
+    /// How long replaced listeners drain.
+    pub drain_duration: Duration,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        use crate::sidecar::OutboundMode;
+        Self {
+            domain: "cluster.local".into(),
+            root_namespace: Namespace::new("istio-system"),
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
+            proxy_listen_port: 15001,
+            proxy_inbound_listen_port: 15006,
+            proxy_http_port: 0,
+            connect_timeout: Duration::from_secs(10),
+            protocol_detection_timeout: Duration::ZERO,
+            dns_refresh_rate: Duration::from_secs(60),
+            tcp_keepalive: None,
+            enable_auto_mtls: true,
+            outbound_traffic_policy: OutboundTrafficPolicy {
+                mode: OutboundMode::AllowAny,
+                egress_proxy: None,
+            },
+            inbound_passthrough: true,
+            locality_lb: LocalityLb { enabled: Some(true), ..LocalityLb::default() },
+            h2_upgrade: H2Upgrade::Default,
+            default_http_retry: None,
+            default_inbound_http_retry: None,
+            default_connection_pool: None,
+            default_outlier_detection: None,
+            outbound_cluster_stat_name: "".into(),
+            inbound_cluster_stat_name: "".into(),
+            path_normalization: PathNormalization::Default,
+            access_log_file: "".into(),
+            access_log_format: "".into(),
+            access_log_json: false,
+            num_trusted_proxies: 0,
+            forward_client_cert: ForwardClientCert::Undefined,
+            gateway_proxy_protocol: false,
+            drain_duration: Duration::from_secs(45),
+        }
+    }
+}
+
+/// Normalisation of request paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PathNormalization {
+    /// As [`PathNormalization::Base`].
+    Default,
+    /// None.
+    None,
+    /// Dot segments are resolved.
+    Base,
+    /// Slashes are merged as well.
+    MergeSlashes,
+    /// `%2F` and `%5C` are decoded as well.
+    DecodeAndMergeSlashes,
+}
+
+/// What a gateway does with `x-forwarded-client-cert`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each variant is Envoy's mode of the same name")]
+pub enum ForwardClientCert {
+    Undefined,
+    Sanitize,
+    ForwardOnly,
+    AppendForward,
+    SanitizeSet,
+    AlwaysForwardOnly,
+}

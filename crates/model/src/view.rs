@@ -1,0 +1,664 @@
+//! The mesh at one moment, and the reader that remembers what was read.
+//!
+//! A [`MeshView`] is immutable and shares structure with its predecessor. Generators do not see it; they get a
+//! [`Mesh`], which records the [`Key`] of everything that they look at. The same keys make up the [`ChangeSet`]
+//! that [`MeshViewBuilder`] reports, so what was computed from something that changed can be found and nothing
+//! else need be looked at.
+//!
+//! Most kinds have two keys: one for the *rows* (who exists, with the few attributes by which objects are
+//! chosen) and one for each object's content. A generator that goes through all rows is not disturbed by a
+//! change of an object's content that leaves its row as it was.
+
+use crate::service::{Endpoints, Registry, Resolution};
+use crate::virtual_service::{Destination, GatewayRef};
+use crate::{
+    DestinationRule, ExportTo, Gateway, Hostname, Kind, Labels, MeshConfig, Namespace, ObjectKey,
+    PeerAuthentication, Secret, Service, ServiceKey, ServicePort, Sidecar, Str, VirtualService, Workload,
+    WorkloadId,
+};
+use imbl::OrdMap;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Something that can be read, and so can change.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// The mesh-wide settings.
+    MeshConfig,
+    /// The rows of all services.
+    Services,
+    /// The rows of the services of a namespace.
+    ServicesIn(Namespace),
+    /// A service's content.
+    Service(ServiceKey),
+    /// A service's endpoints.
+    Endpoints(ServiceKey),
+    /// The set of service accounts behind a service.
+    ServiceAccounts(ServiceKey),
+    /// The rows of all VirtualServices.
+    VirtualServices,
+    /// The rows of the DestinationRules of a namespace.
+    DestinationRules(Namespace),
+    /// The rows of all Gateways.
+    Gateways,
+    /// The Sidecars of a namespace.
+    Sidecars(Namespace),
+    /// The PeerAuthentications of a namespace.
+    PeerAuthentications(Namespace),
+    /// The selectors of client labels in all VirtualServices.
+    SourceSelectors,
+    /// The content of a configuration object.
+    Object(ObjectKey),
+    /// A workload.
+    Workload(WorkloadId),
+}
+
+/// By what services are chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceRow {
+    /// The service.
+    pub key: ServiceKey,
+    /// The object that defines it.
+    pub object: ObjectKey,
+    /// Its age.
+    pub created: i64,
+    /// Who may see it.
+    pub export_to: ExportTo,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Who defined it.
+    pub registry: Registry,
+    /// How its endpoints are found.
+    pub resolution: Resolution,
+    /// The host that it stands for, if it is an alias.
+    pub alias: Option<Hostname>,
+    /// The workloads behind it; empty if it has no selector.
+    pub selector: Labels,
+}
+
+impl ServiceRow {
+    fn new(service: &Service) -> Self {
+        Self {
+            key: service.key.clone(),
+            object: service.object.clone(),
+            created: service.created,
+            export_to: service.export_to.clone(),
+            ports: service.ports.clone(),
+            registry: service.registry,
+            resolution: service.resolution,
+            alias: service.alias.clone(),
+            selector: service.selector.clone(),
+        }
+    }
+}
+
+/// By what VirtualServices are chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualServiceRow {
+    /// The object.
+    pub key: ObjectKey,
+    /// Its age.
+    pub created: i64,
+    /// Its hosts.
+    pub hosts: Vec<Hostname>,
+    /// Where it applies.
+    pub gateways: Vec<GatewayRef>,
+    /// Who may see it.
+    pub export_to: ExportTo,
+    /// Every host and port that it may send traffic to, in order and without duplicates; subsets are left out.
+    pub destinations: Vec<(Hostname, Option<u16>)>,
+    /// Its annotations (`internal.istio.io/…` among them change how it is used).
+    pub annotations: Labels,
+}
+
+impl VirtualServiceRow {
+    fn new(rule: &VirtualService) -> Self {
+        let destinations: BTreeSet<_> =
+            rule.destinations().map(|Destination { host, port, .. }| (host.clone(), *port)).collect();
+        Self {
+            key: rule.meta.key.clone(),
+            created: rule.meta.created,
+            hosts: rule.hosts.clone(),
+            gateways: rule.gateways.clone(),
+            export_to: rule.export_to.clone(),
+            destinations: destinations.into_iter().collect(),
+            annotations: rule.meta.annotations.clone(),
+        }
+    }
+}
+
+/// By what DestinationRules are chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationRuleRow {
+    /// The object.
+    pub key: ObjectKey,
+    /// Its age.
+    pub created: i64,
+    /// Its host.
+    pub host: Hostname,
+    /// Who may see it.
+    pub export_to: ExportTo,
+    /// The clients that it is limited to.
+    pub workload_selector: Option<Labels>,
+}
+
+/// By what Gateways are chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayRow {
+    /// The object.
+    pub key: ObjectKey,
+    /// Its age.
+    pub created: i64,
+    /// The labels of its workloads.
+    pub selector: Labels,
+}
+
+#[derive(Clone, Debug)]
+struct Entry<T, R> {
+    value: Arc<T>,
+    row: Arc<R>,
+}
+
+/// The whole mesh at one moment. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct MeshView {
+    generation: u64,
+    config: Arc<MeshConfig>,
+    services: OrdMap<ServiceKey, Entry<Service, ServiceRow>>,
+    services_in: OrdMap<Namespace, OrdMap<ServiceKey, Arc<ServiceRow>>>,
+    endpoints: OrdMap<ServiceKey, (Endpoints, Arc<BTreeSet<Str>>)>,
+    virtual_services: OrdMap<ObjectKey, Entry<VirtualService, VirtualServiceRow>>,
+    destination_rules: OrdMap<Namespace, OrdMap<ObjectKey, Entry<DestinationRule, DestinationRuleRow>>>,
+    gateways: OrdMap<ObjectKey, Entry<Gateway, GatewayRow>>,
+    sidecars: OrdMap<Namespace, OrdMap<ObjectKey, Arc<Sidecar>>>,
+    peer_authentications: OrdMap<Namespace, OrdMap<ObjectKey, Arc<PeerAuthentication>>>,
+    source_selectors: OrdMap<Labels, usize>,
+    workloads: OrdMap<WorkloadId, Arc<Workload>>,
+    secrets: OrdMap<ObjectKey, Arc<Secret>>,
+}
+
+impl MeshView {
+    /// Returns how many changes led to this view; larger is newer.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Returns the number of services.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Returns every service with its endpoints, for debug pages.
+    pub fn registry(&self) -> impl Iterator<Item = (&Arc<Service>, Endpoints)> {
+        self.services.iter().map(|(key, entry)| {
+            let endpoints = self.endpoints.get(key).map_or_else(|| Arc::from([]), |(all, _)| all.clone());
+            (&entry.value, endpoints)
+        })
+    }
+}
+
+/// A reader of a [`MeshView`] that records what it was asked.
+#[derive(Debug)]
+pub struct Mesh<'a> {
+    view: &'a MeshView,
+    reads: RefCell<BTreeSet<Key>>,
+}
+
+impl<'a> Mesh<'a> {
+    /// Starts a recording.
+    pub fn new(view: &'a MeshView) -> Self {
+        Self { view, reads: RefCell::default() }
+    }
+
+    /// Ends the recording and returns everything that was read, found or not.
+    pub fn into_reads(self) -> BTreeSet<Key> {
+        self.reads.into_inner()
+    }
+
+    fn record(&self, key: Key) {
+        self.reads.borrow_mut().insert(key);
+    }
+
+    /// Returns the mesh-wide settings.
+    pub fn config(&self) -> &'a MeshConfig {
+        self.record(Key::MeshConfig);
+        &self.view.config
+    }
+
+    /// Returns the rows of all services, by host and then by namespace.
+    pub fn services(&self) -> impl Iterator<Item = &'a Arc<ServiceRow>> + use<'a> {
+        self.record(Key::Services);
+        self.view.services.values().map(|entry| &entry.row)
+    }
+
+    /// Returns the rows of the services of `namespace`, by host.
+    pub fn services_in(&self, namespace: &Namespace) -> impl Iterator<Item = &'a Arc<ServiceRow>> + use<'a> {
+        self.record(Key::ServicesIn(namespace.clone()));
+        self.view.services_in.get(namespace).into_iter().flat_map(OrdMap::values)
+    }
+
+    /// Returns a service.
+    pub fn service(&self, key: &ServiceKey) -> Option<&'a Arc<Service>> {
+        self.record(Key::Service(key.clone()));
+        self.view.services.get(key).map(|entry| &entry.value)
+    }
+
+    /// Returns the endpoints of a service, over all its ports; none if there are none.
+    pub fn endpoints(&self, key: &ServiceKey) -> &'a [crate::Endpoint] {
+        self.record(Key::Endpoints(key.clone()));
+        self.view.endpoints.get(key).map_or(&[], |(endpoints, _)| endpoints)
+    }
+
+    /// Returns the service accounts of a service's endpoints (`ns/name` forms are not resolved).
+    pub fn service_accounts(&self, key: &ServiceKey) -> Option<&'a BTreeSet<Str>> {
+        self.record(Key::ServiceAccounts(key.clone()));
+        self.view.endpoints.get(key).map(|(_, accounts)| accounts.as_ref())
+    }
+
+    /// Returns the rows of all VirtualServices, by namespace and then by name. Those without hosts, to which
+    /// others delegate, are not among them.
+    pub fn virtual_services(&self) -> impl Iterator<Item = &'a Arc<VirtualServiceRow>> + use<'a> {
+        self.record(Key::VirtualServices);
+        self.view.virtual_services.values().map(|entry| &entry.row)
+    }
+
+    /// Returns a VirtualService, with the rules that it delegates to in place.
+    pub fn virtual_service(&self, key: &ObjectKey) -> Option<&'a Arc<VirtualService>> {
+        self.record(Key::Object(key.clone()));
+        self.view.virtual_services.get(key).map(|entry| &entry.value)
+    }
+
+    /// Returns the rows of the DestinationRules of `namespace`, by name.
+    pub fn destination_rules(
+        &self,
+        namespace: &Namespace,
+    ) -> impl Iterator<Item = &'a Arc<DestinationRuleRow>> + use<'a> {
+        self.record(Key::DestinationRules(namespace.clone()));
+        self.view
+            .destination_rules
+            .get(namespace)
+            .into_iter()
+            .flat_map(OrdMap::values)
+            .map(|entry| &entry.row)
+    }
+
+    /// Returns a DestinationRule.
+    pub fn destination_rule(&self, key: &ObjectKey) -> Option<&'a Arc<DestinationRule>> {
+        self.record(Key::Object(key.clone()));
+        self.view.destination_rules.get(&key.namespace)?.get(key).map(|entry| &entry.value)
+    }
+
+    /// Returns the rows of all Gateways, by namespace and then by name.
+    pub fn gateways(&self) -> impl Iterator<Item = &'a Arc<GatewayRow>> + use<'a> {
+        self.record(Key::Gateways);
+        self.view.gateways.values().map(|entry| &entry.row)
+    }
+
+    /// Returns a Gateway.
+    pub fn gateway(&self, key: &ObjectKey) -> Option<&'a Arc<Gateway>> {
+        self.record(Key::Object(key.clone()));
+        self.view.gateways.get(key).map(|entry| &entry.value)
+    }
+
+    /// Returns the Sidecars of `namespace`, by name.
+    pub fn sidecars(&self, namespace: &Namespace) -> impl Iterator<Item = &'a Arc<Sidecar>> + use<'a> {
+        self.record(Key::Sidecars(namespace.clone()));
+        self.view.sidecars.get(namespace).into_iter().flat_map(OrdMap::values)
+    }
+
+    /// Returns the PeerAuthentications of `namespace`, by name.
+    pub fn peer_authentications(
+        &self,
+        namespace: &Namespace,
+    ) -> impl Iterator<Item = &'a Arc<PeerAuthentication>> + use<'a> {
+        self.record(Key::PeerAuthentications(namespace.clone()));
+        self.view.peer_authentications.get(namespace).into_iter().flat_map(OrdMap::values)
+    }
+
+    /// Returns the distinct selectors of client labels in all VirtualServices.
+    pub fn source_selectors(&self) -> impl Iterator<Item = &'a Labels> + use<'a> {
+        self.record(Key::SourceSelectors);
+        self.view.source_selectors.keys()
+    }
+
+    /// Returns a workload.
+    pub fn workload(&self, id: &WorkloadId) -> Option<&'a Arc<Workload>> {
+        self.record(Key::Workload(id.clone()));
+        self.view.workloads.get(id)
+    }
+
+    /// Returns a secret that gateways may serve.
+    pub fn secret(&self, key: &ObjectKey) -> Option<&'a Arc<Secret>> {
+        self.record(Key::Object(key.clone()));
+        self.view.secrets.get(key)
+    }
+}
+
+/// What changed between two views.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangeSet {
+    /// The keys that read differently now.
+    pub keys: BTreeSet<Key>,
+    /// The objects that caused it, for logs.
+    pub causes: BTreeSet<ObjectKey>,
+}
+
+impl ChangeSet {
+    /// Returns whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Adds what changed later.
+    pub fn merge(&mut self, later: Self) {
+        self.keys.extend(later.keys);
+        self.causes.extend(later.causes);
+    }
+}
+
+/// Makes the next [`MeshView`] and notes what is different in it. Writing what is there already changes nothing.
+#[derive(Debug, Default)]
+pub struct MeshViewBuilder {
+    view: MeshView,
+    changes: ChangeSet,
+}
+
+impl MeshViewBuilder {
+    /// Starts from `view`.
+    pub fn new(view: MeshView) -> Self {
+        Self { view, changes: ChangeSet::default() }
+    }
+
+    /// Returns what has been built so far.
+    pub fn view(&self) -> &MeshView {
+        &self.view
+    }
+
+    /// Notes an object that is the reason for the changes, for logs.
+    pub fn cause(&mut self, object: ObjectKey) {
+        self.changes.causes.insert(object);
+    }
+
+    /// Returns the new view and the changes since the last call, or nothing if it reads the same. A cause
+    /// without a change is forgotten.
+    pub fn publish(&mut self) -> Option<(MeshView, ChangeSet)> {
+        let changes = std::mem::take(&mut self.changes);
+        if changes.is_empty() {
+            return None;
+        }
+        self.view.generation += 1;
+        Some((self.view.clone(), changes))
+    }
+
+    fn changed(&mut self, key: Key) {
+        self.changes.keys.insert(key);
+    }
+
+    /// Replaces the mesh-wide settings.
+    pub fn set_config(&mut self, config: MeshConfig) {
+        if *self.view.config != config {
+            self.view.config = Arc::new(config);
+            self.changed(Key::MeshConfig);
+        }
+    }
+
+    /// Adds or replaces a service.
+    pub fn set_service(&mut self, service: Service) {
+        let key = service.key.clone();
+        let row = ServiceRow::new(&service);
+        let old = self.view.services.get(&key);
+        if old.is_some_and(|old| *old.value == service) {
+            return;
+        }
+        let same_row = old.filter(|old| *old.row == row).map(|old| old.row.clone());
+        let row_changed = same_row.is_none();
+        let row = same_row.unwrap_or_else(|| Arc::new(row));
+        self.view.services.insert(key.clone(), Entry { value: Arc::new(service), row: row.clone() });
+        if row_changed {
+            self.view.services_in.entry(key.namespace.clone()).or_default().insert(key.clone(), row);
+            self.changed(Key::Services);
+            self.changed(Key::ServicesIn(key.namespace.clone()));
+        }
+        self.changed(Key::Service(key));
+    }
+
+    /// Removes a service and its endpoints.
+    pub fn remove_service(&mut self, key: &ServiceKey) {
+        if self.view.services.remove(key).is_some() {
+            remove_nested(&mut self.view.services_in, &key.namespace, key);
+            self.changed(Key::Services);
+            self.changed(Key::ServicesIn(key.namespace.clone()));
+            self.changed(Key::Service(key.clone()));
+        }
+        self.set_endpoints(key, Arc::from([]));
+    }
+
+    /// Replaces the endpoints of a service.
+    pub fn set_endpoints(&mut self, key: &ServiceKey, endpoints: Endpoints) {
+        let accounts: BTreeSet<Str> =
+            endpoints.iter().filter_map(|endpoint| endpoint.service_account.clone()).collect();
+        let (same, same_accounts) = match self.view.endpoints.get(key) {
+            Some((old, old_accounts)) => (*old == endpoints, **old_accounts == accounts),
+            None => (endpoints.is_empty(), accounts.is_empty()),
+        };
+        if same {
+            return;
+        }
+        if endpoints.is_empty() {
+            self.view.endpoints.remove(key);
+        } else {
+            self.view.endpoints.insert(key.clone(), (endpoints, Arc::new(accounts)));
+        }
+        self.changed(Key::Endpoints(key.clone()));
+        if !same_accounts {
+            self.changed(Key::ServiceAccounts(key.clone()));
+        }
+    }
+
+    /// Adds or replaces a VirtualService, whose delegates have been put in place.
+    pub fn set_virtual_service(&mut self, rule: VirtualService) {
+        let key = rule.meta.key.clone();
+        let row = VirtualServiceRow::new(&rule);
+        let old = self.view.virtual_services.get(&key).cloned();
+        if old.as_ref().is_some_and(|old| *old.value == rule) {
+            return;
+        }
+        self.replace_selectors(old.as_ref().map(|old| old.value.as_ref()), Some(&rule));
+        if old.is_none_or(|old| *old.row != row) {
+            self.changed(Key::VirtualServices);
+        }
+        let entry = Entry { value: Arc::new(rule), row: Arc::new(row) };
+        self.view.virtual_services.insert(key.clone(), entry);
+        self.changed(Key::Object(key));
+    }
+
+    /// Removes a VirtualService.
+    pub fn remove_virtual_service(&mut self, key: &ObjectKey) {
+        if let Some(old) = self.view.virtual_services.remove(key) {
+            self.replace_selectors(Some(&old.value), None);
+            self.changed(Key::VirtualServices);
+            self.changed(Key::Object(key.clone()));
+        }
+    }
+
+    fn replace_selectors(&mut self, old: Option<&VirtualService>, new: Option<&VirtualService>) {
+        let selectors = &mut self.view.source_selectors;
+        let before: BTreeSet<Labels> = selectors_of(old);
+        let after: BTreeSet<Labels> = selectors_of(new);
+        let mut changed = false;
+        for gone in before.difference(&after) {
+            match selectors.get(gone).copied() {
+                Some(count) if count > 1 => {
+                    selectors.insert(gone.clone(), count - 1);
+                }
+                _ => changed |= selectors.remove(gone).is_some(),
+            }
+        }
+        for added in after.difference(&before) {
+            let count = selectors.get(added).copied().unwrap_or(0);
+            selectors.insert(added.clone(), count + 1);
+            changed |= count == 0;
+        }
+        if changed {
+            self.changed(Key::SourceSelectors);
+        }
+    }
+
+    /// Adds or replaces a DestinationRule.
+    pub fn set_destination_rule(&mut self, rule: DestinationRule) {
+        let key = rule.meta.key.clone();
+        let row = DestinationRuleRow {
+            key: key.clone(),
+            created: rule.meta.created,
+            host: rule.host.clone(),
+            export_to: rule.export_to.clone(),
+            workload_selector: rule.workload_selector.clone(),
+        };
+        let rules = self.view.destination_rules.entry(key.namespace.clone()).or_default();
+        let old = rules.get(&key);
+        if old.is_some_and(|old| *old.value == rule) {
+            return;
+        }
+        let row_changed = old.is_none_or(|old| *old.row != row);
+        rules.insert(key.clone(), Entry { value: Arc::new(rule), row: Arc::new(row) });
+        if row_changed {
+            self.changed(Key::DestinationRules(key.namespace.clone()));
+        }
+        self.changed(Key::Object(key));
+    }
+
+    /// Removes a DestinationRule.
+    pub fn remove_destination_rule(&mut self, key: &ObjectKey) {
+        if remove_nested(&mut self.view.destination_rules, &key.namespace, key) {
+            self.changed(Key::DestinationRules(key.namespace.clone()));
+            self.changed(Key::Object(key.clone()));
+        }
+    }
+
+    /// Adds or replaces a Gateway.
+    pub fn set_gateway(&mut self, gateway: Gateway) {
+        let key = gateway.meta.key.clone();
+        let row = GatewayRow {
+            key: key.clone(),
+            created: gateway.meta.created,
+            selector: gateway.selector.clone(),
+        };
+        let old = self.view.gateways.get(&key);
+        if old.is_some_and(|old| *old.value == gateway) {
+            return;
+        }
+        let row_changed = old.is_none_or(|old| *old.row != row);
+        self.view.gateways.insert(key.clone(), Entry { value: Arc::new(gateway), row: Arc::new(row) });
+        if row_changed {
+            self.changed(Key::Gateways);
+        }
+        self.changed(Key::Object(key));
+    }
+
+    /// Removes a Gateway.
+    pub fn remove_gateway(&mut self, key: &ObjectKey) {
+        if self.view.gateways.remove(key).is_some() {
+            self.changed(Key::Gateways);
+            self.changed(Key::Object(key.clone()));
+        }
+    }
+
+    /// Adds or replaces a Sidecar.
+    pub fn set_sidecar(&mut self, sidecar: Sidecar) {
+        let key = sidecar.meta.key.clone();
+        let sidecars = self.view.sidecars.entry(key.namespace.clone()).or_default();
+        if sidecars.get(&key).is_none_or(|old| **old != sidecar) {
+            sidecars.insert(key.clone(), Arc::new(sidecar));
+            self.changed(Key::Sidecars(key.namespace));
+        }
+    }
+
+    /// Removes a Sidecar.
+    pub fn remove_sidecar(&mut self, key: &ObjectKey) {
+        if remove_nested(&mut self.view.sidecars, &key.namespace, key) {
+            self.changed(Key::Sidecars(key.namespace.clone()));
+        }
+    }
+
+    /// Adds or replaces a PeerAuthentication.
+    pub fn set_peer_authentication(&mut self, policy: PeerAuthentication) {
+        let key = policy.meta.key.clone();
+        let policies = self.view.peer_authentications.entry(key.namespace.clone()).or_default();
+        if policies.get(&key).is_none_or(|old| **old != policy) {
+            policies.insert(key.clone(), Arc::new(policy));
+            self.changed(Key::PeerAuthentications(key.namespace));
+        }
+    }
+
+    /// Removes a PeerAuthentication.
+    pub fn remove_peer_authentication(&mut self, key: &ObjectKey) {
+        if remove_nested(&mut self.view.peer_authentications, &key.namespace, key) {
+            self.changed(Key::PeerAuthentications(key.namespace.clone()));
+        }
+    }
+
+    /// Adds or replaces a workload.
+    pub fn set_workload(&mut self, workload: Workload) {
+        let id = workload.id.clone();
+        if self.view.workloads.get(&id).is_none_or(|old| **old != workload) {
+            self.view.workloads.insert(id.clone(), Arc::new(workload));
+            self.changed(Key::Workload(id));
+        }
+    }
+
+    /// Removes a workload.
+    pub fn remove_workload(&mut self, id: &WorkloadId) {
+        if self.view.workloads.remove(id).is_some() {
+            self.changed(Key::Workload(id.clone()));
+        }
+    }
+
+    /// Adds or replaces a secret.
+    pub fn set_secret(&mut self, secret: Secret) {
+        let key = secret.key.clone();
+        if self.view.secrets.get(&key).is_none_or(|old| **old != secret) {
+            self.view.secrets.insert(key.clone(), Arc::new(secret));
+            self.changed(Key::Object(key));
+        }
+    }
+
+    /// Removes a secret.
+    pub fn remove_secret(&mut self, key: &ObjectKey) {
+        if self.view.secrets.remove(key).is_some() {
+            self.changed(Key::Object(key.clone()));
+        }
+    }
+
+    /// Removes the configuration object, of whatever kind it is. Kinds that are made of several objects
+    /// (services, workloads) are left alone.
+    pub fn remove_object(&mut self, key: &ObjectKey) {
+        match key.kind {
+            Kind::VirtualService => self.remove_virtual_service(key),
+            Kind::DestinationRule => self.remove_destination_rule(key),
+            Kind::Gateway => self.remove_gateway(key),
+            Kind::Sidecar => self.remove_sidecar(key),
+            Kind::PeerAuthentication => self.remove_peer_authentication(key),
+            Kind::Secret => self.remove_secret(key),
+            _ => {}
+        }
+    }
+}
+
+fn selectors_of(rule: Option<&VirtualService>) -> BTreeSet<Labels> {
+    rule.into_iter().flat_map(VirtualService::source_selectors).cloned().collect()
+}
+
+/// Removes `key` below `namespace`, and the namespace when it is empty.
+fn remove_nested<K: Ord + Clone, V: Clone>(
+    map: &mut OrdMap<Namespace, OrdMap<K, V>>,
+    namespace: &Namespace,
+    key: &K,
+) -> bool {
+    let Some(inner) = map.get_mut(namespace) else { return false };
+    let removed = inner.remove(key).is_some();
+    if inner.is_empty() {
+        map.remove(namespace);
+    }
+    removed
+}
