@@ -1,2 +1,38 @@
-//! The project's chores, run as `cargo xtask`.
-fn main() {}
+//! The project's chores, run as `cargo xtask COMMAND`.
+//!
+//! Each command is a module with `pub(crate) struct Args` and `pub(crate) fn run(args) -> anyhow::Result<()>`, one
+//! line in [`Command`] and one in `main`. An error is printed with its causes and ends the process with status 1.
+
+mod deny;
+mod process;
+mod tidy;
+mod tools;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+/// The project's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install the real parts that tests run against, each pinned, and print their versions
+    Tools(tools::Args),
+    /// Check the workspace's own rules: layers, lints, file sizes
+    Tidy(tidy::Args),
+    /// Check licences, bans and sources of all dependencies
+    Deny(deny::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Tools(args) => tools::run(&args),
+        Command::Tidy(args) => tidy::run(&args),
+        Command::Deny(args) => deny::run(&args),
+    }
+}
