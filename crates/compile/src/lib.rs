@@ -1,0 +1,8 @@
+//! The compiler: what a proxy gets, as a function of the mesh and of its audience.
+//!
+//! **Invariant:** nothing here does I/O, reads a clock or keeps state, and no generator sees a proxy: it sees an
+//! audience, which carries outcomes of selection only. Everything read from the mesh goes through the recording
+//! [`model::Mesh`]. Generators are total: what cannot be expressed is left out, and was reported by `translate`.
+
+pub mod audience;
+pub mod scope;
