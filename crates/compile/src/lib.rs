@@ -5,4 +5,5 @@
 //! [`model::Mesh`]. Generators are total: what cannot be expressed is left out, and was reported by `translate`.
 
 pub mod audience;
+pub mod names;
 pub mod scope;
