@@ -1,0 +1,24 @@
+//! The API types that Weft reads, and the source of `crds/`.
+//!
+//! - Istio's kinds, one module each: [`virtual_service`], [`destination_rule`], [`gateway`], [`service_entry`], [`workload_entry`],
+//!   [`sidecar`], [`peer_authentication`]; what they share is in [`meta`].
+//! - [`mesh_config`]: MeshConfig and meshNetworks with Istio's defaults and merge rules.
+//! - [`core`]: the Kubernetes kinds a mesh needs, with only the fields it needs.
+//! - [`yaml`]: manifests to [`object::Object`]s, with errors and unknown fields located by file, line and path.
+//! - [`crd`]: CustomResourceDefinitions made from the types.
+//!
+//! One Rust type serves all versions of a kind, because Istio's versions differ in name only. Decoding is lenient (see
+//! `wire.rs`): what is wrong with a value is for `translate` to say, with a reason, about that one object.
+
+pub mod crd;
+pub mod destination_rule;
+pub mod gateway;
+pub mod meta;
+pub mod peer_authentication;
+pub mod service_entry;
+pub mod sidecar;
+pub mod virtual_service;
+pub mod workload_entry;
+
+mod schema;
+mod wire;
