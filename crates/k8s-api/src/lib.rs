@@ -10,6 +10,7 @@
 //! One Rust type serves all versions of a kind, because Istio's versions differ in name only. Decoding is lenient (see
 //! `wire.rs`): what is wrong with a value is for `translate` to say, with a reason, about that one object.
 
+pub mod core;
 pub mod crd;
 pub mod destination_rule;
 pub mod gateway;
