@@ -9,16 +9,17 @@
 //! chosen) and one for each object's content. A generator that goes through all rows is not disturbed by a
 //! change of an object's content that leaves its row as it was.
 
-use crate::service::{Endpoints, Registry, Resolution};
+use crate::service::{Address, Endpoints, Registry, Resolution, TrafficDistribution};
 use crate::virtual_service::{Destination, GatewayRef};
 use crate::{
-    DestinationRule, ExportTo, Gateway, Hostname, Kind, Labels, MeshConfig, Namespace, ObjectKey,
+    DestinationRule, Endpoint, ExportTo, Gateway, Hostname, Kind, Labels, MeshConfig, Namespace, ObjectKey,
     PeerAuthentication, Secret, Service, ServiceKey, ServicePort, Sidecar, Str, VirtualService, Workload,
     WorkloadId,
 };
 use imbl::OrdMap;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Something that can be read, and so can change.
@@ -48,6 +49,10 @@ pub enum Key {
     PeerAuthentications(Namespace),
     /// The selectors of client labels in all VirtualServices.
     SourceSelectors,
+    /// Whether any service treats clients differently by their node.
+    NodeMatters,
+    /// The external services that have an endpoint at an address.
+    ServicesAt(IpAddr),
     /// The content of a configuration object.
     Object(ObjectKey),
     /// A workload.
@@ -174,6 +179,8 @@ pub struct MeshView {
     sidecars: OrdMap<Namespace, OrdMap<ObjectKey, Arc<Sidecar>>>,
     peer_authentications: OrdMap<Namespace, OrdMap<ObjectKey, Arc<PeerAuthentication>>>,
     source_selectors: OrdMap<Labels, usize>,
+    node_dependent: OrdMap<ServiceKey, ()>,
+    services_at: OrdMap<IpAddr, BTreeSet<ServiceKey>>,
     workloads: OrdMap<WorkloadId, Arc<Workload>>,
     secrets: OrdMap<ObjectKey, Arc<Secret>>,
 }
@@ -245,7 +252,7 @@ impl<'a> Mesh<'a> {
     }
 
     /// Returns the endpoints of a service, over all its ports; none if there are none.
-    pub fn endpoints(&self, key: &ServiceKey) -> &'a [crate::Endpoint] {
+    pub fn endpoints(&self, key: &ServiceKey) -> &'a [Endpoint] {
         self.record(Key::Endpoints(key.clone()));
         self.view.endpoints.get(key).map_or(&[], |(endpoints, _)| endpoints)
     }
@@ -254,6 +261,18 @@ impl<'a> Mesh<'a> {
     pub fn service_accounts(&self, key: &ServiceKey) -> Option<&'a BTreeSet<Str>> {
         self.record(Key::ServiceAccounts(key.clone()));
         self.view.endpoints.get(key).map(|(_, accounts)| accounts.as_ref())
+    }
+
+    /// Returns whether any service treats clients differently by their node.
+    pub fn node_matters(&self) -> bool {
+        self.record(Key::NodeMatters);
+        !self.view.node_dependent.is_empty()
+    }
+
+    /// Returns the external services (ServiceEntries) that have an endpoint at `ip`.
+    pub fn services_at(&self, ip: IpAddr) -> impl Iterator<Item = &'a ServiceKey> + use<'a> {
+        self.record(Key::ServicesAt(ip));
+        self.view.services_at.get(&ip).into_iter().flatten()
     }
 
     /// Returns the rows of all VirtualServices, by namespace and then by name. Those without hosts, to which
@@ -414,6 +433,9 @@ impl MeshViewBuilder {
         let same_row = old.filter(|old| *old.row == row).map(|old| old.row.clone());
         let row_changed = same_row.is_none();
         let row = same_row.unwrap_or_else(|| Arc::new(row));
+        let by_node =
+            service.node_local || service.traffic_distribution == TrafficDistribution::PreferSameNode;
+        self.set_node_dependent(&key, by_node);
         self.view.services.insert(key.clone(), Entry { value: Arc::new(service), row: row.clone() });
         if row_changed {
             self.view.services_in.entry(key.namespace.clone()).or_default().insert(key.clone(), row);
@@ -423,18 +445,31 @@ impl MeshViewBuilder {
         self.changed(Key::Service(key));
     }
 
+    fn set_node_dependent(&mut self, key: &ServiceKey, dependent: bool) {
+        let before = self.view.node_dependent.is_empty();
+        if dependent {
+            self.view.node_dependent.insert(key.clone(), ());
+        } else {
+            self.view.node_dependent.remove(key);
+        }
+        if self.view.node_dependent.is_empty() != before {
+            self.changed(Key::NodeMatters);
+        }
+    }
+
     /// Removes a service and its endpoints.
     pub fn remove_service(&mut self, key: &ServiceKey) {
+        self.set_endpoints(key, Arc::from([]));
         if self.view.services.remove(key).is_some() {
             remove_nested(&mut self.view.services_in, &key.namespace, key);
+            self.set_node_dependent(key, false);
             self.changed(Key::Services);
             self.changed(Key::ServicesIn(key.namespace.clone()));
             self.changed(Key::Service(key.clone()));
         }
-        self.set_endpoints(key, Arc::from([]));
     }
 
-    /// Replaces the endpoints of a service.
+    /// Replaces the endpoints of a service, which must be there.
     pub fn set_endpoints(&mut self, key: &ServiceKey, endpoints: Endpoints) {
         let accounts: BTreeSet<Str> =
             endpoints.iter().filter_map(|endpoint| endpoint.service_account.clone()).collect();
@@ -445,6 +480,9 @@ impl MeshViewBuilder {
         if same {
             return;
         }
+        if self.view.services.get(key).is_some_and(|entry| entry.value.registry == Registry::External) {
+            self.replace_addresses(key, &endpoints);
+        }
         if endpoints.is_empty() {
             self.view.endpoints.remove(key);
         } else {
@@ -453,6 +491,31 @@ impl MeshViewBuilder {
         self.changed(Key::Endpoints(key.clone()));
         if !same_accounts {
             self.changed(Key::ServiceAccounts(key.clone()));
+        }
+    }
+
+    fn replace_addresses(&mut self, key: &ServiceKey, endpoints: &[Endpoint]) {
+        let addresses = |endpoints: &[Endpoint]| -> BTreeSet<IpAddr> {
+            let primary = endpoints.iter().filter_map(|endpoint| match endpoint.address {
+                Address::Ip(ip) => Some(ip),
+                Address::Dns(_) | Address::Unix(_) => None,
+            });
+            primary.chain(endpoints.iter().flat_map(|e| e.additional_addresses.iter().copied())).collect()
+        };
+        let before = self.view.endpoints.get(key).map(|(old, _)| addresses(old)).unwrap_or_default();
+        let after = addresses(endpoints);
+        for gone in before.difference(&after) {
+            if let Some(services) = self.view.services_at.get_mut(gone) {
+                services.remove(key);
+                if services.is_empty() {
+                    self.view.services_at.remove(gone);
+                }
+            }
+            self.changed(Key::ServicesAt(*gone));
+        }
+        for added in after.difference(&before) {
+            self.view.services_at.entry(*added).or_default().insert(key.clone());
+            self.changed(Key::ServicesAt(*added));
         }
     }
 
@@ -661,4 +724,121 @@ fn remove_nested<K: Ord + Clone, V: Clone>(
         map.remove(namespace);
     }
     removed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{Health, Locality, Vip};
+
+    fn key(host: &str) -> ServiceKey {
+        ServiceKey { host: host.into(), namespace: "app".into() }
+    }
+
+    fn service(host: &str, registry: Registry) -> Service {
+        Service {
+            key: key(host),
+            object: ObjectKey::new(Kind::Service, "app", host),
+            created: 0,
+            labels: Labels::new(),
+            annotations: Labels::new(),
+            vips: Vec::new(),
+            ports: Vec::new(),
+            resolution: Resolution::ClientSide,
+            registry,
+            mesh_external: false,
+            export_to: ExportTo::All,
+            alias: None,
+            selector: Labels::new(),
+            subject_alt_names: Vec::new(),
+            node_local: false,
+            traffic_distribution: TrafficDistribution::Any,
+            publish_not_ready: false,
+        }
+    }
+
+    fn endpoint(ip: &str, account: &str) -> Endpoint {
+        Endpoint {
+            address: Address::Ip(ip.parse().unwrap()),
+            additional_addresses: Vec::new(),
+            port: 80,
+            service_port: "http".into(),
+            labels: Labels::new(),
+            service_account: Some(account.into()),
+            namespace: "app".into(),
+            workload: "w".into(),
+            locality: Locality::default(),
+            network: "".into(),
+            cluster: "".into(),
+            node: None,
+            weight: None,
+            health: Health::Healthy,
+            mtls: false,
+        }
+    }
+
+    fn changes(builder: &mut MeshViewBuilder) -> BTreeSet<Key> {
+        builder.publish().map(|(_, changes)| changes.keys).unwrap_or_default()
+    }
+
+    #[test]
+    fn writing_what_is_there_publishes_nothing() {
+        let mut builder = MeshViewBuilder::default();
+        builder.set_service(service("a", Registry::Kubernetes));
+        builder.set_endpoints(&key("a"), Arc::from([endpoint("10.0.0.1", "sa")]));
+        assert!(builder.publish().is_some());
+        builder.cause(ObjectKey::new(Kind::Service, "app", "a"));
+        builder.set_service(service("a", Registry::Kubernetes));
+        builder.set_endpoints(&key("a"), Arc::from([endpoint("10.0.0.1", "sa")]));
+        assert!(builder.publish().is_none());
+    }
+
+    #[test]
+    fn a_new_address_of_the_same_account_changes_the_endpoints_only() {
+        let mut builder = MeshViewBuilder::default();
+        builder.set_service(service("a", Registry::Kubernetes));
+        builder.set_endpoints(&key("a"), Arc::from([endpoint("10.0.0.1", "sa")]));
+        builder.publish();
+        builder.set_endpoints(&key("a"), Arc::from([endpoint("10.0.0.2", "sa")]));
+        assert_eq!(changes(&mut builder), BTreeSet::from([Key::Endpoints(key("a"))]));
+        builder.set_endpoints(&key("a"), Arc::from([endpoint("10.0.0.2", "other")]));
+        let expected = BTreeSet::from([Key::Endpoints(key("a")), Key::ServiceAccounts(key("a"))]);
+        assert_eq!(changes(&mut builder), expected);
+    }
+
+    #[test]
+    fn a_change_outside_the_row_leaves_the_rows_alone() {
+        let mut builder = MeshViewBuilder::default();
+        builder.set_service(service("a", Registry::Kubernetes));
+        builder.publish();
+        let moved = Service {
+            vips: vec![Vip::Ip("10.96.0.1".parse().unwrap())],
+            ..service("a", Registry::Kubernetes)
+        };
+        builder.set_service(moved);
+        assert_eq!(changes(&mut builder), BTreeSet::from([Key::Service(key("a"))]));
+    }
+
+    #[test]
+    fn external_services_are_found_by_the_addresses_of_their_endpoints() {
+        let mut builder = MeshViewBuilder::default();
+        builder.set_service(service("ext", Registry::External));
+        builder.set_endpoints(&key("ext"), Arc::from([endpoint("10.0.0.1", "sa")]));
+        let (view, _) = builder.publish().unwrap();
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let mesh = Mesh::new(&view);
+        assert_eq!(mesh.services_at(ip).collect::<Vec<_>>(), [&key("ext")]);
+        assert_eq!(mesh.into_reads(), BTreeSet::from([Key::ServicesAt(ip)]));
+        builder.remove_service(&key("ext"));
+        assert!(changes(&mut builder).contains(&Key::ServicesAt(ip)));
+        assert_eq!(Mesh::new(builder.view()).services_at(ip).count(), 0);
+    }
+
+    #[test]
+    fn what_was_not_found_was_read_as_well() {
+        let view = MeshView::default();
+        let mesh = Mesh::new(&view);
+        assert!(mesh.service(&key("a")).is_none());
+        assert_eq!(mesh.into_reads(), BTreeSet::from([Key::Service(key("a"))]));
+    }
 }
