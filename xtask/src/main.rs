@@ -3,6 +3,7 @@
 //! Each command is a module with `pub(crate) struct Args` and `pub(crate) fn run(args) -> anyhow::Result<()>`, one
 //! line in [`Command`] and one in `main`. An error is printed with its causes and ends the process with status 1.
 
+mod codegen;
 mod deny;
 mod process;
 mod tidy;
@@ -27,6 +28,8 @@ enum Command {
     Tidy(tidy::Args),
     /// Check licences, bans and sources of all dependencies
     Deny(deny::Args),
+    /// Write the generated files that are checked in, or check them
+    Codegen(codegen::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -34,5 +37,6 @@ fn main() -> anyhow::Result<()> {
         Command::Tools(args) => tools::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Deny(args) => deny::run(&args),
+        Command::Codegen(args) => codegen::run(&args),
     }
 }
