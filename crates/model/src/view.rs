@@ -41,6 +41,10 @@ pub enum Key {
     VirtualServices,
     /// The rows of the DestinationRules of a namespace.
     DestinationRules(Namespace),
+    /// The rows of the DestinationRules of a namespace for exactly this host.
+    DestinationRulesFor(Namespace, Hostname),
+    /// The rows of the DestinationRules of a namespace for hosts that are patterns.
+    WildcardDestinationRules(Namespace),
     /// The rows of all Gateways.
     Gateways,
     /// The Sidecars of a namespace.
@@ -175,6 +179,7 @@ pub struct MeshView {
     endpoints: OrdMap<ServiceKey, (Endpoints, Arc<BTreeSet<Str>>)>,
     virtual_services: OrdMap<ObjectKey, Entry<VirtualService, VirtualServiceRow>>,
     destination_rules: OrdMap<Namespace, OrdMap<ObjectKey, Entry<DestinationRule, DestinationRuleRow>>>,
+    destination_rule_hosts: OrdMap<Namespace, OrdMap<(Hostname, ObjectKey), Arc<DestinationRuleRow>>>,
     gateways: OrdMap<ObjectKey, Entry<Gateway, GatewayRow>>,
     sidecars: OrdMap<Namespace, OrdMap<ObjectKey, Arc<Sidecar>>>,
     peer_authentications: OrdMap<Namespace, OrdMap<ObjectKey, Arc<PeerAuthentication>>>,
@@ -300,6 +305,32 @@ impl<'a> Mesh<'a> {
             .into_iter()
             .flat_map(OrdMap::values)
             .map(|entry| &entry.row)
+    }
+
+    /// Returns the rows of the DestinationRules of `namespace` that are for `host`: those for exactly this host, and
+    /// those for patterns that it is within, each by name.
+    pub fn destination_rules_for(
+        &self,
+        namespace: &Namespace,
+        host: &Hostname,
+    ) -> impl Iterator<Item = &'a Arc<DestinationRuleRow>> + use<'a> {
+        self.record(Key::DestinationRulesFor(namespace.clone(), host.clone()));
+        self.record(Key::WildcardDestinationRules(namespace.clone()));
+        let hosts = self.view.destination_rule_hosts.get(namespace);
+        let (exact, needle) = (host.clone(), host.clone());
+        // Sorts before every key that an object can have.
+        let first = (host.clone(), ObjectKey::new(Kind::Service, "", ""));
+        let exact = hosts
+            .into_iter()
+            .flat_map(move |hosts| hosts.range(first.clone()..))
+            .take_while(move |((host, _), _)| *host == exact);
+        // Patterns begin with `*`, which sorts before everything that a host may begin with.
+        let wildcards = hosts
+            .into_iter()
+            .flat_map(OrdMap::iter)
+            .take_while(|((host, _), _)| host.is_wildcard())
+            .filter(move |((host, _), _)| *host != needle && needle.is_within(host));
+        exact.chain(wildcards).map(|(_, row)| row)
     }
 
     /// Returns a DestinationRule.
@@ -583,20 +614,45 @@ impl MeshViewBuilder {
         if old.is_some_and(|old| *old.value == rule) {
             return;
         }
-        let row_changed = old.is_none_or(|old| *old.row != row);
-        rules.insert(key.clone(), Entry { value: Arc::new(rule), row: Arc::new(row) });
-        if row_changed {
-            self.changed(Key::DestinationRules(key.namespace.clone()));
+        let old_row = old.map(|old| old.row.clone());
+        let row = Arc::new(row);
+        rules.insert(key.clone(), Entry { value: Arc::new(rule), row: row.clone() });
+        if old_row.as_ref().is_none_or(|old| *old != row) {
+            self.replace_destination_rule_host(old_row.as_deref(), Some(row));
         }
         self.changed(Key::Object(key));
     }
 
+    fn replace_destination_rule_host(
+        &mut self,
+        old: Option<&DestinationRuleRow>,
+        new: Option<Arc<DestinationRuleRow>>,
+    ) {
+        for row in old.into_iter().chain(new.as_deref()) {
+            let namespace = row.key.namespace.clone();
+            self.changed(Key::DestinationRules(namespace.clone()));
+            self.changed(match row.host.is_wildcard() {
+                true => Key::WildcardDestinationRules(namespace.clone()),
+                false => Key::DestinationRulesFor(namespace.clone(), row.host.clone()),
+            });
+        }
+        if let Some(old) = old {
+            let key = (old.host.clone(), old.key.clone());
+            remove_nested(&mut self.view.destination_rule_hosts, &old.key.namespace, &key);
+        }
+        if let Some(new) = new {
+            let hosts = self.view.destination_rule_hosts.entry(new.key.namespace.clone()).or_default();
+            hosts.insert((new.host.clone(), new.key.clone()), new);
+        }
+    }
+
     /// Removes a DestinationRule.
     pub fn remove_destination_rule(&mut self, key: &ObjectKey) {
-        if remove_nested(&mut self.view.destination_rules, &key.namespace, key) {
-            self.changed(Key::DestinationRules(key.namespace.clone()));
-            self.changed(Key::Object(key.clone()));
-        }
+        let rules = self.view.destination_rules.get(&key.namespace);
+        let Some(old) = rules.and_then(|rules| rules.get(key)).map(|entry| entry.row.clone()) else { return };
+        remove_nested(&mut self.view.destination_rules, &key.namespace, key);
+        self.replace_destination_rule_host(Some(&old), None);
+        self.changed(Key::Object(key.clone()));
     }
 
     /// Adds or replaces a Gateway.
@@ -729,6 +785,7 @@ fn remove_nested<K: Ord + Clone, V: Clone>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Meta;
     use crate::service::{Health, Locality, Vip};
 
     fn key(host: &str) -> ServiceKey {
@@ -832,6 +889,47 @@ mod tests {
         builder.remove_service(&key("ext"));
         assert!(changes(&mut builder).contains(&Key::ServicesAt(ip)));
         assert_eq!(Mesh::new(builder.view()).services_at(ip).count(), 0);
+    }
+
+    #[test]
+    fn destination_rules_are_found_by_host_and_pattern() {
+        let rule = |name: &str, host: &str| DestinationRule {
+            meta: Meta {
+                key: ObjectKey::new(Kind::DestinationRule, "app", name),
+                created: 0,
+                labels: Labels::new(),
+                annotations: Labels::new(),
+            },
+            host: host.into(),
+            export_to: ExportTo::All,
+            workload_selector: None,
+            policy: None,
+            subsets: Vec::new(),
+        };
+        let mut builder = MeshViewBuilder::default();
+        for (name, host) in [("b", "b.org"), ("a2", "a.org"), ("a1", "a.org"), ("all", "*"), ("net", "*.net")]
+        {
+            builder.set_destination_rule(rule(name, host));
+        }
+        let (view, _) = builder.publish().unwrap();
+        let mesh = Mesh::new(&view);
+        let app = Namespace::new("app");
+        let found = |host: &str| -> Vec<Str> {
+            mesh.destination_rules_for(&app, &host.into()).map(|row| row.key.name.clone()).collect()
+        };
+        assert_eq!(found("a.org"), ["a1", "a2", "all"].map(Str::from));
+        assert_eq!(found("x.net"), ["all", "net"].map(Str::from));
+        assert_eq!(found("*.net"), ["net", "all"].map(Str::from));
+
+        // Moving a rule to another host is a change for both, and nobody else's.
+        builder.set_destination_rule(rule("b", "c.org"));
+        let changed = changes(&mut builder);
+        assert!(changed.contains(&Key::DestinationRulesFor(app.clone(), "b.org".into())));
+        assert!(changed.contains(&Key::DestinationRulesFor(app.clone(), "c.org".into())));
+        assert!(!changed.contains(&Key::WildcardDestinationRules(app.clone())));
+        builder.remove_destination_rule(&ObjectKey::new(Kind::DestinationRule, "app", "all"));
+        assert!(changes(&mut builder).contains(&Key::WildcardDestinationRules(app.clone())));
+        assert_eq!(Mesh::new(builder.view()).destination_rules_for(&app, &"b.org".into()).count(), 0);
     }
 
     #[test]
