@@ -5,22 +5,22 @@
 //! a memo keyed by the audience cannot be keyed by too little.
 
 use crate::scope::ScopeKey;
+use crate::shared::Shared;
 use model::proxy::{Interception, ProxyRole};
 use model::{Labels, Locality, MtlsMode, Namespace, ObjectKey, ServiceKey, Str};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 /// Everything that was decided about a proxy, one audience a family of generators. Parts are shared so that
 /// comparing and hashing them is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Selection {
     /// For outbound clusters, listeners and routes, and for assignments.
-    pub outbound: Arc<OutboundAudience>,
+    pub outbound: Shared<OutboundAudience>,
     /// For inbound clusters and listeners; sidecars only.
-    pub inbound: Option<Arc<InboundAudience>>,
+    pub inbound: Option<Shared<InboundAudience>>,
     /// For the listeners and routes of gateways; routers only.
-    pub gateway: Option<Arc<GatewayAudience>>,
+    pub gateway: Option<Shared<GatewayAudience>>,
 }
 
 /// For whom outbound resources are.

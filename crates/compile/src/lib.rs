@@ -6,4 +6,10 @@
 
 pub mod audience;
 pub mod names;
+pub mod node;
 pub mod scope;
+pub mod secret;
+pub mod select;
+pub mod shared;
+
+pub use shared::Shared;

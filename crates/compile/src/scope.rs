@@ -2,7 +2,8 @@
 
 use model::service::Registry;
 use model::sidecar::{
-    CaptureMode, EgressHost, EgressListener, EgressNamespace, OutboundTrafficPolicy, SidecarPort,
+    CaptureMode, EgressHost, EgressListener, EgressNamespace, OutboundMode, OutboundTrafficPolicy,
+    SidecarPort,
 };
 use model::view::{ServiceRow, VirtualServiceRow};
 use model::virtual_service::GatewayRef;
@@ -38,6 +39,20 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// Returns a scope in which nothing is visible.
+    pub(crate) fn nothing(key: &ScopeKey) -> Self {
+        Self {
+            key: key.clone(),
+            egress: Vec::new(),
+            services: BTreeMap::new(),
+            service_order: Vec::new(),
+            outbound_traffic_policy: OutboundTrafficPolicy {
+                mode: OutboundMode::RegistryOnly,
+                egress_proxy: None,
+            },
+        }
+    }
+
     /// Returns the service that `host` stands for in this scope.
     pub fn service(&self, host: &Hostname) -> Option<&ServiceKey> {
         self.services.get(host).map(|service| &service.key)

@@ -29,7 +29,7 @@ pub enum Interception {
 
 /// A proxy as its `Node` describes it. `compile` parses it, and derives the audiences that generators see: no
 /// generator reads a `Proxy`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Proxy {
     /// What it is for.
     pub role: ProxyRole,
