@@ -5,6 +5,7 @@
 //! [`model::Mesh`]. Generators are total: what cannot be expressed is left out, and was reported by `translate`.
 
 pub mod audience;
+pub mod destination_rule;
 pub mod names;
 pub mod node;
 pub mod scope;
