@@ -12,5 +12,6 @@ pub mod scope;
 pub mod secret;
 pub mod select;
 pub mod shared;
+pub mod wire;
 
 pub use shared::Shared;
