@@ -13,5 +13,6 @@ pub mod secret;
 pub mod select;
 pub mod shared;
 pub mod wire;
+pub mod tls;
 
 pub use shared::Shared;
