@@ -711,6 +711,13 @@ pub mod envoy {
                     }
                 }
             }
+            pub mod priority {
+                pub mod previous_priorities {
+                    pub mod v3 {
+                        include!("envoy.extensions.retry.priority.previous_priorities.v3.rs");
+                    }
+                }
+            }
         }
         pub mod tracers {
             pub mod opentelemetry {
