@@ -50,9 +50,11 @@ pub struct OutboundAudience {
     pub network: Str,
     /// Its cluster.
     pub cluster: Str,
-    /// Its node, if a service in the mesh has a policy that depends on it (`internalTrafficPolicy: Local`,
-    /// `PreferSameNode`).
+    /// Its node, if a service in the mesh has a policy that depends on it (`internalTrafficPolicy: Local`).
     pub node: Option<Str>,
+    /// Its values of the labels by which anything in the mesh ranks endpoints (`failoverPriority`, a service's traffic
+    /// distribution), topology labels included.
+    pub failover_labels: Labels,
     /// Its own addresses that are endpoints of headless services, to which it makes no listener.
     pub own_headless: BTreeSet<IpAddr>,
     /// What its metadata switches.

@@ -12,7 +12,7 @@ pub mod scope;
 pub mod secret;
 pub mod select;
 pub mod shared;
-pub mod wire;
 pub mod tls;
+pub mod wire;
 
 pub use shared::Shared;

@@ -9,12 +9,14 @@ use crate::audience::{
 };
 use crate::scope;
 use crate::shared::Shared;
+use model::labels::topology;
 use model::proxy::ProxyRole;
 use model::service::{Registry, TargetPort};
 use model::sidecar::IngressEndpoint;
 use model::view::ServiceRow;
 use model::{
-    Labels, Mesh, MeshView, MtlsMode, Namespace, PeerAuthentication, Proxy, ServiceKey, Str, Workload,
+    Labels, Locality, Mesh, MeshView, MtlsMode, Namespace, PeerAuthentication, Proxy, ServiceKey, Str,
+    Workload,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -73,6 +75,12 @@ fn outbound(
         .map(|rule| rule.key.clone())
         .collect();
     let known = |text: &Str, fallback: &Str| if text.is_empty() { fallback.clone() } else { text.clone() };
+    let locality = match workload {
+        Some(workload) if !workload.locality.is_empty() => &workload.locality,
+        _ => &proxy.locality,
+    };
+    let network =
+        workload.map_or_else(|| proxy.network.clone(), |workload| known(&proxy.network, &workload.network));
     OutboundAudience {
         role: proxy.role,
         namespace: proxy.namespace.clone(),
@@ -83,17 +91,41 @@ fn outbound(
         families: families(&proxy.ips),
         has_identity: proxy.has_identity,
         interception: proxy.interception,
-        locality: match workload {
-            Some(workload) if !workload.locality.is_empty() => workload.locality.clone(),
-            _ => proxy.locality.clone(),
-        },
-        network: workload
-            .map_or_else(|| proxy.network.clone(), |workload| known(&proxy.network, &workload.network)),
+        locality: locality.clone(),
+        failover_labels: failover_labels(mesh, proxy, labels, locality, &network),
+        network,
         cluster: proxy.cluster.clone(),
         node: if mesh.node_matters() { proxy.node.clone() } else { None },
         own_headless,
         switches: switches(mesh, proxy),
     }
+}
+
+/// Returns the values of the labels by which anything ranks endpoints. What is known of the proxy's place overrides
+/// its labels.
+fn failover_labels(
+    mesh: &Mesh<'_>,
+    proxy: &Proxy,
+    labels: &Labels,
+    locality: &Locality,
+    network: &Str,
+) -> Labels {
+    let value = |name: &str| {
+        let known = match name {
+            topology::REGION => Some(&locality.region),
+            topology::ZONE => Some(&locality.zone),
+            topology::SUBZONE => Some(&locality.subzone),
+            topology::CLUSTER => Some(&proxy.cluster),
+            topology::NETWORK => Some(network),
+            topology::HOSTNAME => proxy.node.as_ref(),
+            _ => None,
+        };
+        known.map(AsRef::as_ref).filter(|known: &&str| !known.is_empty()).or_else(|| labels.get(name))
+    };
+    let own = mesh.failover_labels().map(AsRef::as_ref);
+    own.chain(mesh.config().locality_lb.failover_labels())
+        .filter_map(|name| Some((name, value(name)?)))
+        .collect()
 }
 
 /// Without addresses, IPv4 is assumed: a bare Envoy does not say.
@@ -218,7 +250,7 @@ fn needs_instance_ip(mesh: &Mesh<'_>, outbound: &OutboundAudience) -> bool {
 
 /// Returns what the workload's ports accept: the mesh's policy, overridden by the namespace's, overridden by the
 /// workload's, overridden by port. The oldest policy counts at each level.
-fn inbound_mtls(mesh: &Mesh<'_>, namespace: &Namespace, labels: &Labels) -> InboundMtls {
+pub(crate) fn inbound_mtls(mesh: &Mesh<'_>, namespace: &Namespace, labels: &Labels) -> InboundMtls {
     let root = &mesh.config().root_namespace;
     let oldest = |namespace: &Namespace, applies: &dyn Fn(&PeerAuthentication) -> bool| {
         mesh.peer_authentications(namespace)

@@ -20,6 +20,21 @@ pub struct DestinationRule {
     pub subsets: Vec<Subset>,
 }
 
+impl DestinationRule {
+    /// Returns the names of the labels by which the rule ranks endpoints.
+    pub fn failover_labels(&self) -> impl Iterator<Item = &str> {
+        let subsets = self.subsets.iter().filter_map(|subset| subset.policy.as_ref());
+        self.policy
+            .iter()
+            .chain(subsets)
+            .flat_map(|policy| {
+                std::iter::once(&policy.base).chain(policy.port_level.iter().map(|(_, entry)| entry))
+            })
+            .filter_map(|policy| policy.load_balancer.as_ref()?.locality.as_ref())
+            .flat_map(LocalityLb::failover_labels)
+    }
+}
+
 /// Some of a host's endpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subset {
@@ -156,6 +171,13 @@ pub struct LocalityLb {
     pub failover: Vec<(Str, Str)>,
     /// Labels (`label` or `label=value`) that rank endpoints.
     pub failover_priority: Vec<Str>,
+}
+
+impl LocalityLb {
+    /// Returns the names of the labels by which endpoints are ranked.
+    pub fn failover_labels(&self) -> impl Iterator<Item = &str> {
+        self.failover_priority.iter().map(|entry| entry.split_once('=').map_or(&**entry, |(name, _)| name))
+    }
 }
 
 /// How the traffic of one locality is shared out.

@@ -4,6 +4,22 @@ use crate::Str;
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// Labels of nodes, endpoints and clients that say where they are.
+pub mod topology {
+    /// The region.
+    pub const REGION: &str = "topology.kubernetes.io/region";
+    /// The zone.
+    pub const ZONE: &str = "topology.kubernetes.io/zone";
+    /// The sub-zone.
+    pub const SUBZONE: &str = "topology.istio.io/subzone";
+    /// The cluster.
+    pub const CLUSTER: &str = "topology.istio.io/cluster";
+    /// The network.
+    pub const NETWORK: &str = "topology.istio.io/network";
+    /// The node.
+    pub const HOSTNAME: &str = "kubernetes.io/hostname";
+}
+
 /// A set of labels, or an equality selector over one: both are maps from key to value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Labels(BTreeMap<Str, Str>);

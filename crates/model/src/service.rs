@@ -158,6 +158,18 @@ pub enum TrafficDistribution {
     PreferSameNode,
 }
 
+impl TrafficDistribution {
+    /// Returns the labels by which endpoints are ranked against their client, the most important first.
+    pub fn labels(self) -> &'static [&'static str] {
+        use crate::labels::topology::{HOSTNAME, NETWORK, REGION, SUBZONE, ZONE};
+        match self {
+            Self::Any => &[],
+            Self::PreferSameZone => &[NETWORK, REGION, ZONE],
+            Self::PreferSameNode => &[NETWORK, REGION, ZONE, SUBZONE, HOSTNAME],
+        }
+    }
+}
+
 /// Region, zone and sub-zone. Unknown parts are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Locality {

@@ -9,7 +9,7 @@
 //! chosen) and one for each object's content. A generator that goes through all rows is not disturbed by a
 //! change of an object's content that leaves its row as it was.
 
-use crate::service::{Address, Endpoints, Registry, Resolution, TrafficDistribution};
+use crate::service::{Address, Endpoints, Registry, Resolution};
 use crate::virtual_service::{Destination, GatewayRef};
 use crate::{
     DestinationRule, Endpoint, ExportTo, Gateway, Hostname, Kind, Labels, MeshConfig, Namespace, ObjectKey,
@@ -53,6 +53,8 @@ pub enum Key {
     PeerAuthentications(Namespace),
     /// The selectors of client labels in all VirtualServices.
     SourceSelectors,
+    /// The names of the labels by which anything ranks endpoints.
+    FailoverLabels,
     /// Whether any service treats clients differently by their node.
     NodeMatters,
     /// The external services that have an endpoint at an address.
@@ -184,6 +186,7 @@ pub struct MeshView {
     sidecars: OrdMap<Namespace, OrdMap<ObjectKey, Arc<Sidecar>>>,
     peer_authentications: OrdMap<Namespace, OrdMap<ObjectKey, Arc<PeerAuthentication>>>,
     source_selectors: OrdMap<Labels, usize>,
+    failover_labels: OrdMap<Str, usize>,
     node_dependent: OrdMap<ServiceKey, ()>,
     services_at: OrdMap<IpAddr, BTreeSet<ServiceKey>>,
     workloads: OrdMap<WorkloadId, Arc<Workload>>,
@@ -372,6 +375,13 @@ impl<'a> Mesh<'a> {
         self.view.source_selectors.keys()
     }
 
+    /// Returns the names of the labels by which some DestinationRule or service ranks endpoints against its
+    /// client's.
+    pub fn failover_labels(&self) -> impl Iterator<Item = &'a Str> + use<'a> {
+        self.record(Key::FailoverLabels);
+        self.view.failover_labels.keys()
+    }
+
     /// Returns a workload.
     pub fn workload(&self, id: &WorkloadId) -> Option<&'a Arc<Workload>> {
         self.record(Key::Workload(id.clone()));
@@ -464,9 +474,9 @@ impl MeshViewBuilder {
         let same_row = old.filter(|old| *old.row == row).map(|old| old.row.clone());
         let row_changed = same_row.is_none();
         let row = same_row.unwrap_or_else(|| Arc::new(row));
-        let by_node =
-            service.node_local || service.traffic_distribution == TrafficDistribution::PreferSameNode;
-        self.set_node_dependent(&key, by_node);
+        let ranks = ranks_of_service(old.map(|old| old.value.as_ref()));
+        self.replace_failover_labels(&ranks, &ranks_of_service(Some(&service)));
+        self.set_node_dependent(&key, service.node_local);
         self.view.services.insert(key.clone(), Entry { value: Arc::new(service), row: row.clone() });
         if row_changed {
             self.view.services_in.entry(key.namespace.clone()).or_default().insert(key.clone(), row);
@@ -491,7 +501,8 @@ impl MeshViewBuilder {
     /// Removes a service and its endpoints.
     pub fn remove_service(&mut self, key: &ServiceKey) {
         self.set_endpoints(key, Arc::from([]));
-        if self.view.services.remove(key).is_some() {
+        if let Some(old) = self.view.services.remove(key) {
+            self.replace_failover_labels(&ranks_of_service(Some(&old.value)), &BTreeSet::new());
             remove_nested(&mut self.view.services_in, &key.namespace, key);
             self.set_node_dependent(key, false);
             self.changed(Key::Services);
@@ -577,25 +588,15 @@ impl MeshViewBuilder {
     }
 
     fn replace_selectors(&mut self, old: Option<&VirtualService>, new: Option<&VirtualService>) {
-        let selectors = &mut self.view.source_selectors;
-        let before: BTreeSet<Labels> = selectors_of(old);
-        let after: BTreeSet<Labels> = selectors_of(new);
-        let mut changed = false;
-        for gone in before.difference(&after) {
-            match selectors.get(gone).copied() {
-                Some(count) if count > 1 => {
-                    selectors.insert(gone.clone(), count - 1);
-                }
-                _ => changed |= selectors.remove(gone).is_some(),
-            }
-        }
-        for added in after.difference(&before) {
-            let count = selectors.get(added).copied().unwrap_or(0);
-            selectors.insert(added.clone(), count + 1);
-            changed |= count == 0;
-        }
-        if changed {
+        let (before, after) = (selectors_of(old), selectors_of(new));
+        if recount(&mut self.view.source_selectors, &before, &after) {
             self.changed(Key::SourceSelectors);
+        }
+    }
+
+    fn replace_failover_labels(&mut self, before: &BTreeSet<Str>, after: &BTreeSet<Str>) {
+        if recount(&mut self.view.failover_labels, before, after) {
+            self.changed(Key::FailoverLabels);
         }
     }
 
@@ -614,9 +615,12 @@ impl MeshViewBuilder {
         if old.is_some_and(|old| *old.value == rule) {
             return;
         }
+        let ranks = ranks_of_rule(old.map(|old| old.value.as_ref()));
+        let new_ranks = ranks_of_rule(Some(&rule));
         let old_row = old.map(|old| old.row.clone());
         let row = Arc::new(row);
         rules.insert(key.clone(), Entry { value: Arc::new(rule), row: row.clone() });
+        self.replace_failover_labels(&ranks, &new_ranks);
         if old_row.as_ref().is_none_or(|old| *old != row) {
             self.replace_destination_rule_host(old_row.as_deref(), Some(row));
         }
@@ -649,9 +653,10 @@ impl MeshViewBuilder {
     /// Removes a DestinationRule.
     pub fn remove_destination_rule(&mut self, key: &ObjectKey) {
         let rules = self.view.destination_rules.get(&key.namespace);
-        let Some(old) = rules.and_then(|rules| rules.get(key)).map(|entry| entry.row.clone()) else { return };
+        let Some(old) = rules.and_then(|rules| rules.get(key)).cloned() else { return };
         remove_nested(&mut self.view.destination_rules, &key.namespace, key);
-        self.replace_destination_rule_host(Some(&old), None);
+        self.replace_failover_labels(&ranks_of_rule(Some(&old.value)), &BTreeSet::new());
+        self.replace_destination_rule_host(Some(&old.row), None);
         self.changed(Key::Object(key.clone()));
     }
 
@@ -762,6 +767,34 @@ impl MeshViewBuilder {
             _ => {}
         }
     }
+}
+
+/// Counts what holders of `before` hold now that it is `after`; returns whether something appeared or vanished.
+fn recount<K: Ord + Clone>(counts: &mut OrdMap<K, usize>, before: &BTreeSet<K>, after: &BTreeSet<K>) -> bool {
+    let mut changed = false;
+    for gone in before.difference(after) {
+        match counts.get(gone).copied() {
+            Some(count) if count > 1 => {
+                counts.insert(gone.clone(), count - 1);
+            }
+            _ => changed |= counts.remove(gone).is_some(),
+        }
+    }
+    for added in after.difference(before) {
+        let count = counts.get(added).copied().unwrap_or(0);
+        counts.insert(added.clone(), count + 1);
+        changed |= count == 0;
+    }
+    changed
+}
+
+fn ranks_of_rule(rule: Option<&DestinationRule>) -> BTreeSet<Str> {
+    rule.into_iter().flat_map(DestinationRule::failover_labels).map(Str::from).collect()
+}
+
+fn ranks_of_service(service: Option<&Service>) -> BTreeSet<Str> {
+    let labels = service.map_or(&[] as &[&str], |service| service.traffic_distribution.labels());
+    labels.iter().map(|&label| label.into()).collect()
 }
 
 fn selectors_of(rule: Option<&VirtualService>) -> BTreeSet<Labels> {
@@ -930,6 +963,24 @@ mod tests {
         builder.remove_destination_rule(&ObjectKey::new(Kind::DestinationRule, "app", "all"));
         assert!(changes(&mut builder).contains(&Key::WildcardDestinationRules(app.clone())));
         assert_eq!(Mesh::new(builder.view()).destination_rules_for(&app, &"b.org".into()).count(), 0);
+    }
+
+    #[test]
+    fn labels_that_rank_endpoints_are_counted() {
+        let near = Service {
+            traffic_distribution: crate::service::TrafficDistribution::PreferSameZone,
+            ..service("a", Registry::Kubernetes)
+        };
+        let mut builder = MeshViewBuilder::default();
+        builder.set_service(near.clone());
+        builder.set_service(Service { key: key("b"), ..near.clone() });
+        assert!(changes(&mut builder).contains(&Key::FailoverLabels));
+        assert_eq!(Mesh::new(builder.view()).failover_labels().count(), 3);
+        builder.remove_service(&key("a"));
+        assert!(!changes(&mut builder).contains(&Key::FailoverLabels));
+        builder.set_service(Service { key: key("b"), ..service("b", Registry::Kubernetes) });
+        assert!(changes(&mut builder).contains(&Key::FailoverLabels));
+        assert_eq!(Mesh::new(builder.view()).failover_labels().count(), 0);
     }
 
     #[test]
