@@ -819,6 +819,7 @@ fn remove_nested<K: Ord + Clone, V: Clone>(
 mod tests {
     use super::*;
     use crate::Meta;
+    use crate::service::TrafficDistribution;
     use crate::service::{Health, Locality, Vip};
 
     fn key(host: &str) -> ServiceKey {
@@ -968,7 +969,7 @@ mod tests {
     #[test]
     fn labels_that_rank_endpoints_are_counted() {
         let near = Service {
-            traffic_distribution: crate::service::TrafficDistribution::PreferSameZone,
+            traffic_distribution: TrafficDistribution::PreferSameZone,
             ..service("a", Registry::Kubernetes)
         };
         let mut builder = MeshViewBuilder::default();
