@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+mod crds;
 mod proto;
 
 /// What `cargo xtask codegen` takes.
@@ -17,6 +18,8 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Target {
+    /// crds/, from the types of crates/k8s-api
+    Crds,
     /// crates/proto/src/generated, from proto/
     Proto {
         /// First replace proto/third_party, from the `proto` directory of an unpacked `envoy-types` crate
@@ -29,6 +32,10 @@ enum Target {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.target {
         Some(Target::Proto { vendor_from }) => proto::run(args.check, vendor_from.as_deref()),
-        None => proto::run(args.check, None::<&Path>),
+        Some(Target::Crds) => crds::run(args.check),
+        None => {
+            proto::run(args.check, None::<&Path>)?;
+            crds::run(args.check)
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - Istio's kinds, one module each: [`virtual_service`], [`destination_rule`], [`gateway`], [`service_entry`], [`workload_entry`],
 //!   [`sidecar`], [`peer_authentication`]; what they share is in [`meta`].
+//! - [`mesh_config`]: MeshConfig and meshNetworks with Istio's defaults and merge rules.
 //! - [`core`]: the Kubernetes kinds a mesh needs, with only the fields it needs.
 //! - [`yaml`]: manifests to [`object::Object`]s, with errors and unknown fields located by file, line and path.
 //! - [`crd`]: CustomResourceDefinitions made from the types.
@@ -13,6 +14,7 @@ pub mod core;
 pub mod crd;
 pub mod destination_rule;
 pub mod gateway;
+pub mod mesh_config;
 pub mod meta;
 pub mod object;
 pub mod peer_authentication;

@@ -63,6 +63,53 @@ macro_rules! api_type {
     )+};
 }
 
+/// Tells which fields of a merged configuration need not be written. Unlike in API objects, a zero may differ from the default there.
+pub(crate) trait Absent {
+    /// True for an `Option` that is `None`.
+    fn is_absent(&self) -> bool {
+        false
+    }
+}
+
+impl<T> Absent for Option<T> {
+    fn is_absent(&self) -> bool {
+        self.is_none()
+    }
+}
+
+impl Absent for String {}
+impl Absent for bool {}
+impl Absent for u16 {}
+impl Absent for u32 {}
+impl<T> Absent for Vec<T> {}
+impl<K, V> Absent for std::collections::BTreeMap<K, V> {}
+
+/// Declares structs of a configuration whose defaults are not zeros: as `api_type`, but every value is written and `Default` is left to
+/// the author.
+macro_rules! mesh_type {
+    ($(
+        $(#[$meta:meta])*
+        pub struct $name:ident {
+            $( $(#[$field_meta:meta])* pub $field:ident : $type:ty ),* $(,)?
+        }
+    )+) => {$(
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        $(#[$meta])*
+        #[serde(rename_all = "camelCase")]
+        pub struct $name {
+            $(
+                $(#[$field_meta])*
+                #[serde(
+                    default,
+                    deserialize_with = "crate::wire::null_is_default",
+                    skip_serializing_if = "crate::wire::Absent::is_absent"
+                )]
+                pub $field: $type,
+            )*
+        }
+    )+};
+}
+
 /// Declares structs that are only read (the slim Kubernetes kinds): as `api_type`, without `Serialize` and schema.
 macro_rules! slim_type {
     ($(
@@ -279,4 +326,4 @@ macro_rules! istio_kind {
     };
 }
 
-pub(crate) use {api_type, istio_kind, open_enum, slim_kind, slim_type};
+pub(crate) use {api_type, istio_kind, mesh_type, open_enum, slim_kind, slim_type};

@@ -80,6 +80,18 @@ pub struct YamlError {
 }
 
 impl YamlError {
+    /// An error of a value as a whole.
+    pub(crate) fn of_value(origin: &str, message: &str) -> Self {
+        Self {
+            origin: origin.into(),
+            line: 1,
+            object: None,
+            path: String::new(),
+            kind: YamlErrorKind::Field,
+            message: message.to_owned(),
+        }
+    }
+
     fn describe(&self) -> String {
         let mut text = format!("{}:{}: ", self.origin, self.line);
         if let Some(object) = &self.object {
@@ -167,7 +179,7 @@ pub fn parse_documents_with(text: &str, origin: &str, limits: &Limits) -> Vec<Re
 }
 
 /// A value that is not a Kubernetes object, such as a mesh configuration, read from YAML.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Parsed<T> {
     /// The typed value.
     pub value: T,
@@ -175,6 +187,15 @@ pub struct Parsed<T> {
     pub json: Value,
     /// Unknown fields.
     pub warnings: Vec<Warning>,
+    lines: Tree,
+}
+
+impl<T> Parsed<T> {
+    /// Returns the line of a field by its path of plain keys, such as `defaultConfig.concurrency`.
+    pub fn line_of(&self, path: &str) -> u64 {
+        let steps: Vec<tree::Step> = path.split('.').map(|key| tree::Step::Key(key.to_owned())).collect();
+        self.lines.line_of(&steps)
+    }
 }
 
 /// Reads one document as a value of type `T`. An empty text is `{}`.
@@ -202,7 +223,7 @@ pub fn parse_value<T: DeserializeOwned>(text: &str, origin: &str) -> Result<Pars
     let json = tree.to_json();
     let decoded = decode::typed::<T>(&tree).map_err(|error| error.located(&tree, &origin, None))?;
     let warnings = decode::unknown_field_warnings(&tree, decoded.ignored);
-    Ok(Parsed { value: decoded.value, json, warnings })
+    Ok(Parsed { value: decoded.value, json, warnings, lines: tree })
 }
 
 /// The text of one document.

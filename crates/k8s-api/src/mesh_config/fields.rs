@@ -1,0 +1,148 @@
+//! Which fields of MeshConfig Weft acts on. The table is data, so that logs and documentation cannot differ from it, and a test
+//! demands an entry for every field of the types.
+
+use serde_json::Value;
+
+/// Whether Weft acts on a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It does.
+    Read,
+    /// Not yet: setting it has no effect, which is logged.
+    NotYet,
+}
+
+/// A field and what Weft does with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// The path, such as `defaultConfig.concurrency`.
+    pub path: &'static str,
+    /// Whether Weft acts on it.
+    pub used: Use,
+}
+
+const fn read(path: &'static str) -> Field {
+    Field { path, used: Use::Read }
+}
+
+const fn not_yet(path: &'static str) -> Field {
+    Field { path, used: Use::NotYet }
+}
+
+/// Every field of MeshConfig and of its `defaultConfig`.
+pub const FIELDS: &[Field] = &[
+    read("accessLogEncoding"),
+    read("accessLogFile"),
+    read("accessLogFormat"),
+    not_yet("ca"),
+    not_yet("caCertificates"),
+    not_yet("certificates"),
+    not_yet("configSources"),
+    read("connectTimeout"),
+    not_yet("defaultConfig.availabilityZone"),
+    not_yet("defaultConfig.binaryPath"),
+    not_yet("defaultConfig.caCertificatesPem"),
+    not_yet("defaultConfig.concurrency"),
+    not_yet("defaultConfig.configPath"),
+    not_yet("defaultConfig.connectionSettings"),
+    not_yet("defaultConfig.controlPlaneAuthPolicy"),
+    not_yet("defaultConfig.customConfigFile"),
+    not_yet("defaultConfig.discoveryAddress"),
+    not_yet("defaultConfig.discoveryRefreshDelay"),
+    read("defaultConfig.drainDuration"),
+    not_yet("defaultConfig.envoyAccessLogService"),
+    not_yet("defaultConfig.envoyMetricsService"),
+    not_yet("defaultConfig.envoyMetricsServiceAddress"),
+    not_yet("defaultConfig.extraStatTags"),
+    not_yet("defaultConfig.fileFlushInterval"),
+    not_yet("defaultConfig.fileFlushMinSizeKb"),
+    read("defaultConfig.gatewayTopology"),
+    not_yet("defaultConfig.holdApplicationUntilProxyStarts"),
+    not_yet("defaultConfig.image"),
+    not_yet("defaultConfig.interceptionMode"),
+    not_yet("defaultConfig.meshId"),
+    not_yet("defaultConfig.parentShutdownDuration"),
+    not_yet("defaultConfig.privateKeyProvider"),
+    not_yet("defaultConfig.proxyAdminPort"),
+    not_yet("defaultConfig.proxyBootstrapTemplatePath"),
+    not_yet("defaultConfig.proxyHeaders"),
+    not_yet("defaultConfig.proxyMetadata"),
+    not_yet("defaultConfig.proxyStatsMatcher"),
+    not_yet("defaultConfig.readinessProbe"),
+    not_yet("defaultConfig.runtimeValues"),
+    not_yet("defaultConfig.sds"),
+    not_yet("defaultConfig.serviceCluster"),
+    not_yet("defaultConfig.statNameLength"),
+    not_yet("defaultConfig.statsEvictionInterval"),
+    not_yet("defaultConfig.statsdUdpAddress"),
+    not_yet("defaultConfig.statusPort"),
+    not_yet("defaultConfig.terminationDrainDuration"),
+    not_yet("defaultConfig.tracing"),
+    not_yet("defaultConfig.tracingServiceName"),
+    not_yet("defaultConfig.zipkinAddress"),
+    read("defaultDestinationRuleExportTo"),
+    read("defaultHttpRetryPolicy"),
+    read("defaultInboundHttpRetryPolicy"),
+    not_yet("defaultProviders"),
+    read("defaultServiceExportTo"),
+    read("defaultTrafficPolicy"),
+    read("defaultVirtualServiceExportTo"),
+    not_yet("disableEnvoyListenerLog"),
+    not_yet("discoverySelectors"),
+    read("dnsRefreshRate"),
+    read("enableAutoMtls"),
+    not_yet("enableEnvoyAccessLogService"),
+    not_yet("enablePrometheusMerge"),
+    not_yet("enableTracing"),
+    not_yet("extensionProviders"),
+    read("h2UpgradePolicy"),
+    not_yet("hboneIdleTimeout"),
+    read("inboundClusterStatName"),
+    read("inboundTrafficPolicy"),
+    not_yet("ingressClass"),
+    not_yet("ingressControllerMode"),
+    not_yet("ingressSelector"),
+    not_yet("ingressService"),
+    read("localityLbSetting"),
+    not_yet("meshMTLS"),
+    read("outboundClusterStatName"),
+    read("outboundTrafficPolicy"),
+    read("pathNormalization"),
+    read("protocolDetectionTimeout"),
+    read("proxyHttpPort"),
+    read("proxyInboundListenPort"),
+    read("proxyListenPort"),
+    read("rootNamespace"),
+    not_yet("serviceEntryVisibility"),
+    not_yet("serviceScopeConfigs"),
+    not_yet("serviceSettings"),
+    read("tcpKeepalive"),
+    not_yet("tlsDefaults"),
+    read("trustDomain"),
+    read("trustDomainAliases"),
+    not_yet("verifyCertificateAtClient"),
+    not_yet("zoneAwareLbSetting"),
+];
+
+/// Returns the entry of a field, by its path.
+pub fn field(path: &str) -> Option<&'static Field> {
+    let index = FIELDS.binary_search_by(|field| field.path.cmp(path)).ok()?;
+    Some(&FIELDS[index])
+}
+
+/// Returns the paths of fields that are set and not read, in the order of their names.
+pub(super) fn not_read(layer: &Value) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (key, value) in layer.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(fields) if key == "defaultConfig" => {
+                paths.extend(fields.keys().map(|field| format!("{key}.{field}")));
+            }
+            Value::Null => {}
+            _ => paths.push(key.clone()),
+        }
+    }
+    paths.retain(|path| field(path).is_some_and(|field| field.used == Use::NotYet));
+    paths.sort();
+    paths
+}
