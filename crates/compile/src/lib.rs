@@ -6,6 +6,7 @@
 
 pub mod audience;
 pub mod destination_rule;
+pub mod gateway;
 pub mod names;
 pub mod node;
 pub mod scope;
