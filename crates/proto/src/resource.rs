@@ -80,10 +80,23 @@ pub struct Needs {
 pub struct VirtualHostFragment {
     /// Its name.
     pub name: Arc<str>,
+    /// Its domains. No two virtual hosts of one route configuration may share one.
+    pub domains: BTreeSet<Arc<str>>,
     /// The `virtual_hosts` field of the route configuration, tag and length included.
     pub field: Bytes,
     /// The clusters that its routes name.
     pub clusters: BTreeSet<Arc<str>>,
+}
+
+/// What a cluster waits for before it can take traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Warming {
+    /// For its assignment, which the client asks for by name.
+    Assignment,
+    /// For a name to be resolved.
+    Dns,
+    /// For nothing but, perhaps, secrets.
+    Nothing,
 }
 
 /// How a resource's bytes are kept.
@@ -111,6 +124,7 @@ pub struct Resource {
     fragments: Option<Arc<[VirtualHostFragment]>>,
     rest: Bytes,
     needs: Arc<Needs>,
+    warming: Warming,
 }
 
 impl Resource {
@@ -130,7 +144,19 @@ impl Resource {
             }
         };
         let version = version_of(&bytes);
-        Self { kind, name: name.into(), version, bytes, fragments, rest, needs: Arc::new(needs) }
+        let warming = if kind == ResourceType::Cluster && !needs.assignments.is_empty() {
+            Warming::Assignment
+        } else {
+            Warming::Nothing
+        };
+        Self { kind, name: name.into(), version, bytes, fragments, rest, needs: Arc::new(needs), warming }
+    }
+
+    /// Returns this cluster as one that warms by resolving a name (STRICT_DNS, LOGICAL_DNS).
+    #[must_use]
+    pub fn resolving_dns(mut self) -> Self {
+        self.warming = Warming::Dns;
+        self
     }
 
     /// Returns the type.
@@ -156,6 +182,12 @@ impl Resource {
     /// Returns what the message names.
     pub fn needs(&self) -> &Needs {
         &self.needs
+    }
+
+    /// Returns what a cluster waits for before it can take traffic. [`Resource::new`] says `Assignment` for a cluster
+    /// that needs one; other resources wait for nothing.
+    pub fn warming(&self) -> Warming {
+        self.warming
     }
 
     /// Returns the virtual hosts of a route configuration that was made of fragments.
@@ -194,7 +226,7 @@ fn version_of(bytes: &[u8]) -> Arc<str> {
 pub type ResourceSet = OrdMap<Arc<str>, Arc<Resource>>;
 
 /// Everything that a client may be sent, by type. Clients with equal audiences share the sets.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Clusters.
     pub clusters: ResourceSet,
@@ -206,6 +238,23 @@ pub struct Snapshot {
     pub routes: ResourceSet,
     /// Secrets.
     pub secrets: ResourceSet,
+    /// The last change of the client's subscriptions that was taken into account. A name subscribed to later that is
+    /// missing here may still come; one subscribed to earlier does not exist. `u64::MAX`, the default, says that
+    /// everything is here whether or not it is subscribed to.
+    pub covers: u64,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            clusters: ResourceSet::new(),
+            assignments: ResourceSet::new(),
+            listeners: ResourceSet::new(),
+            routes: ResourceSet::new(),
+            secrets: ResourceSet::new(),
+            covers: u64::MAX,
+        }
+    }
 }
 
 impl Snapshot {
@@ -243,6 +292,7 @@ mod tests {
         let configuration = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
         VirtualHostFragment {
             name: name.into(),
+            domains: BTreeSet::from([name.into()]),
             field: configuration.encode_to_vec().into(),
             clusters: BTreeSet::from([cluster.into()]),
         }
