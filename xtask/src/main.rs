@@ -1,7 +1,7 @@
 //! The project's chores, run as `cargo xtask COMMAND`.
 //!
 //! Each command is a module with `pub(crate) struct Args` and `pub(crate) fn run(args) -> anyhow::Result<()>`, one
-//! line in [`Command`] and one in `main`. An error is printed with its causes and ends the process with status 1.
+//! line in [`Command`] and one in `run`. An error is printed with its causes and ends the process with status 1.
 
 mod codegen;
 mod deny;
@@ -9,6 +9,8 @@ mod process;
 mod tidy;
 mod tools;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -32,8 +34,18 @@ enum Command {
     Codegen(codegen::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Tools(args) => tools::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Deny(args) => deny::run(&args),

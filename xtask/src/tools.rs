@@ -140,7 +140,8 @@ impl Installer {
         match tool {
             Tool::Python => make_python(&partial)?,
             Tool::Envoy => make_envoy(&self.cache, &partial)?,
-            Tool::Etcd | Tool::Helm => build_go(tool, &partial, "-s -w")?,
+            Tool::Etcd => build_go(tool, &partial, "-s -w")?,
+            Tool::Helm => build_go(tool, &partial, &helm_linker_flags(tool.version()))?,
             Tool::KubeApiserver | Tool::KubeControllerManager | Tool::Kubectl => {
                 build_go(tool, &partial, &kubernetes_linker_flags(tool.version()))?;
             }
@@ -195,6 +196,10 @@ fn kubernetes_linker_flags(version: &str) -> String {
     format!(
         "-s -w -X {variable}.gitVersion=v{version} -X {variable}.gitMajor={major} -X {variable}.gitMinor={minor}"
     )
+}
+
+fn helm_linker_flags(version: &str) -> String {
+    format!("-s -w -X helm.sh/helm/v4/internal/version.version=v{version}")
 }
 
 fn build_go(tool: Tool, folder: &Path, linker_flags: &str) -> anyhow::Result<()> {
