@@ -199,6 +199,36 @@ impl MeshView {
         self.generation
     }
 
+    /// Returns the mesh-wide settings.
+    pub fn config(&self) -> &MeshConfig {
+        &self.config
+    }
+
+    /// Returns whether this DestinationRule is in use.
+    pub fn has_destination_rule(&self, key: &ObjectKey) -> bool {
+        self.destination_rules.get(&key.namespace).is_some_and(|rules| rules.contains_key(key))
+    }
+
+    /// Returns whether this Gateway is in use.
+    pub fn has_gateway(&self, key: &ObjectKey) -> bool {
+        self.gateways.contains_key(key)
+    }
+
+    /// Returns whether this Sidecar is in use.
+    pub fn has_sidecar(&self, key: &ObjectKey) -> bool {
+        self.sidecars.get(&key.namespace).is_some_and(|sidecars| sidecars.contains_key(key))
+    }
+
+    /// Returns whether this PeerAuthentication is in use.
+    pub fn has_peer_authentication(&self, key: &ObjectKey) -> bool {
+        self.peer_authentications.get(&key.namespace).is_some_and(|policies| policies.contains_key(key))
+    }
+
+    /// Returns whether this secret is in use.
+    pub fn has_secret(&self, key: &ObjectKey) -> bool {
+        self.secrets.contains_key(key)
+    }
+
     /// Returns the number of services.
     pub fn service_count(&self) -> usize {
         self.services.len()
