@@ -53,7 +53,7 @@ api_type! {
         pub number: Option<u32>,
         /// HTTP, HTTPS, GRPC, GRPC-WEB, HTTP2, MONGO, REDIS, MYSQL, TCP or TLS.
         pub protocol: String,
-        /// Accepted and not used, as in Istio.
+        /// Deprecated by Istio, whose validation refuses it.
         pub target_port: Option<u32>,
     }
 

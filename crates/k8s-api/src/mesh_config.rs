@@ -27,7 +27,7 @@ use crate::virtual_service::{Destination, HttpRetry};
 use crate::wire::{Absent, api_type, mesh_type, open_enum};
 use crate::yaml::{Warning, YamlError, parse_value};
 
-pub use fields::{FIELDS, Field, Use, field};
+pub use fields::{FIELDS, Field, Use, field, markdown};
 pub use networks::{MeshNetworks, Network, NetworkEndpoints, NetworkGateway};
 pub use proxy::{
     ConnectionSettings, ForwardClientCertDetails, GatewayTopology, HeaderSwitch, InterceptionMode,

@@ -72,8 +72,7 @@ api_type! {
         pub name: String,
         /// Answers with a redirect.
         pub redirect: Option<HttpRedirect>,
-        /// When and how often a failed request is tried again. An empty message is not the same as none: it takes the mesh's retry
-        /// conditions with zero attempts.
+        /// When and how often a failed request is tried again. Absent means as the mesh says, an empty message never.
         pub retries: Option<HttpRetry>,
         /// Changes path or authority before the request is sent on.
         pub rewrite: Option<HttpRewrite>,
@@ -249,7 +248,7 @@ api_type! {
 
     /// When and how often a failed request is tried again.
     pub struct HttpRetry {
-        /// How many further tries are made; 0 turns retries off.
+        /// How many further tries are made; 0 or absent turns retries off.
         pub attempts: Option<i32>,
         /// The least time between tries.
         #[schemars(schema_with = "schema::duration")]
@@ -302,18 +301,18 @@ api_type! {
     pub struct FaultAbort {
         /// A gRPC status by name.
         pub grpc_status: Option<String>,
-        /// An HTTP/2 error; not supported by any proxy.
+        /// An HTTP/2 error; refused by validation, because no proxy supports it.
         pub http2_error: Option<String>,
         /// An HTTP status code.
         pub http_status: Option<i32>,
-        /// The share of requests. An absent share means every request, a share without value none.
+        /// The share of requests; absent means none.
         pub percentage: Option<Percent>,
     }
 
     /// Holds a share of the requests back.
     #[schemars(transform = schema::one_of(&["fixedDelay", "exponentialDelay"]))]
     pub struct FaultDelay {
-        /// A mean delay; not supported by any proxy.
+        /// A mean delay; refused by validation, because no proxy supports it.
         #[schemars(schema_with = "schema::duration")]
         pub exponential_delay: Option<String>,
         /// The delay.
@@ -321,7 +320,7 @@ api_type! {
         pub fixed_delay: Option<String>,
         /// Whole percents of requests; `percentage` replaces it.
         pub percent: Option<i32>,
-        /// The share of requests. An absent share means every request.
+        /// The share of requests; absent means `percent`, or none.
         pub percentage: Option<Percent>,
     }
 

@@ -70,7 +70,7 @@ pub struct YamlError {
     /// The line, counted from 1.
     pub line: u64,
     /// The object, as far as it could be read.
-    pub object: Option<ObjectKey>,
+    pub object: Option<Box<ObjectKey>>,
     /// The field, such as `spec.http[0].timeout`; empty if the text as a whole is meant.
     pub path: String,
     /// What kind of error it is.

@@ -1,9 +1,12 @@
 //! MeshConfig: defaults, merge rules, and the table of fields that are read.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use k8s_api::crd::schema_of;
-use k8s_api::mesh_config::{FIELDS, MeshConfig, MeshNetworks, MeshOutboundMode, Use, field, fields_not_read};
+use k8s_api::mesh_config::{
+    FIELDS, MeshConfig, MeshNetworks, MeshOutboundMode, Use, field, fields_not_read, markdown,
+};
 use k8s_api::yaml::parse_value;
 use serde_json::{Value, json};
 
@@ -135,6 +138,26 @@ fn every_field_is_in_the_table() {
     );
     assert_eq!(field("trustDomain").unwrap().used, Use::Read);
     assert_eq!(field("nothing"), None);
+}
+
+/// `UPDATE_GOLDEN=1` rewrites the page.
+#[test]
+fn documentation_has_the_table() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/mesh-config.md");
+    let text = std::fs::read_to_string(&page).unwrap();
+    let (head, rest) = text.split_once("| field | today |\n").unwrap();
+    let tail = rest
+        .lines()
+        .skip_while(|line| line.starts_with('|'))
+        .fold(String::new(), |tail, line| tail + line + "\n");
+    let wanted = format!("{head}{}{tail}", markdown());
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&page, &wanted).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(&page).unwrap() == wanted,
+        "docs/mesh-config.md is stale: run with UPDATE_GOLDEN=1"
+    );
 }
 
 #[test]

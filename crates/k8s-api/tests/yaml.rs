@@ -247,6 +247,7 @@ spec:
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the test is about how long it takes")]
 fn bombs_are_refused_quickly() {
     let laughs: String = ('b'..='j').fold("a: &a [x,x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, name| {
         let previous = char::from(name as u8 - 1);

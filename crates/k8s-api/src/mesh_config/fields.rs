@@ -130,6 +130,19 @@ pub fn field(path: &str) -> Option<&'static Field> {
     Some(&FIELDS[index])
 }
 
+/// Returns the table as Markdown, for the documentation.
+pub fn markdown() -> String {
+    let mut text = String::from("| field | today |\n| --- | --- |\n");
+    for Field { path, used } in FIELDS {
+        let used = match used {
+            Use::Read => "read",
+            Use::NotYet => "not yet: setting it has no effect and is logged",
+        };
+        text.push_str(&format!("| `{path}` | {used} |\n"));
+    }
+    text
+}
+
 /// Returns the paths of fields that are set and not read, in the order of their names.
 pub(super) fn not_read(layer: &Value) -> Vec<String> {
     let mut paths = Vec::new();

@@ -138,11 +138,9 @@ impl Composer<'_> {
         let node = match content {
             Content::Sequence(items) => Node::Sequence(items),
             Content::Mapping(mapping) => {
-                let (entries, merged) = mapping.merged()?;
-                if let Some((merged_size, merged_depth)) = merged {
-                    size += merged_size;
-                    depth = depth.max(merged_depth);
-                }
+                let (entries, merged_size, merged_depth) = mapping.merged()?;
+                size += merged_size;
+                depth = depth.max(merged_depth);
                 Node::Mapping(entries)
             }
         };
@@ -238,9 +236,9 @@ impl Composer<'_> {
 
 impl Mapping {
     /// Adds the entries of merged mappings, of which own and earlier ones win. Returns also what they add in size and depth.
-    fn merged(mut self) -> Result<(Vec<Entry>, Option<(usize, usize)>), ComposeError> {
+    fn merged(mut self) -> Result<(Vec<Entry>, usize, usize), ComposeError> {
         if self.merges.is_empty() {
-            return Ok((self.entries, None));
+            return Ok((self.entries, 0, 0));
         }
         let (mut size, mut depth) = (0, 0);
         for merge in self.merges {
@@ -264,7 +262,7 @@ impl Mapping {
                 }
             }
         }
-        Ok((self.entries, Some((size, depth))))
+        Ok((self.entries, size, depth))
     }
 }
 

@@ -36,7 +36,7 @@ impl DecodeError {
         YamlError {
             origin: Arc::clone(origin),
             line: tree.line_of(&self.path),
-            object,
+            object: object.map(Box::new),
             path: Path(&self.path).to_string(),
             kind: YamlErrorKind::Field,
             message: self.message,
@@ -264,7 +264,7 @@ impl Header {
         YamlError {
             origin: Arc::clone(origin),
             line: tree.line,
-            object: Some(self.key.clone()),
+            object: Some(Box::new(self.key.clone())),
             path: String::new(),
             kind,
             message: message.to_owned(),
