@@ -152,7 +152,6 @@ mod tests {
             prefix_ranges: vec![CidrRange {
                 address_prefix: prefix.to_owned(),
                 prefix_len: Some(UInt32Value { value: length }),
-                ..CidrRange::default()
             }],
             ..FilterChainMatch::default()
         };
