@@ -264,10 +264,8 @@ fn find_listener<'a>(listeners: &'a [Listener], call: &Call) -> Option<&'a Liste
         return named("virtualInbound");
     }
     let exact = call.address.and_then(|address| bound(&|ip| ip == address));
-    exact.or_else(|| bound(&|ip| ip.is_unspecified())).or_else(|| match call.mode {
-        Mode::Outbound => named("virtualOutbound"),
-        Mode::Gateway | Mode::Inbound => None,
-    })
+    // Gateways have no such listener.
+    exact.or_else(|| bound(&|ip| ip.is_unspecified())).or_else(|| named("virtualOutbound"))
 }
 
 fn socket(listener: &Listener) -> Option<(IpAddr, u16)> {
