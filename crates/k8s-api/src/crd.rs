@@ -1,6 +1,6 @@
 //! CustomResourceDefinitions, made from the Rust types.
 //!
-//! schemars describes a type as JSON Schema; the API server wants a *structural* schema, a narrower dialect. [`structural`] turns one
+//! schemars describes a type as JSON Schema; the API server wants a *structural* schema, a narrower dialect. `structural` turns one
 //! into the other. Every version of a kind has the same schema, so a definition is built once and its version cloned.
 
 use schemars::JsonSchema;

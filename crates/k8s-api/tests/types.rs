@@ -125,6 +125,20 @@ fn slim_kinds_drop_what_no_mesh_reads() {
 }
 
 #[test]
+fn kinds_fit_kube_clients() {
+    /// What `kube::Api<K>` and `watcher` ask of a kind.
+    fn url<
+        K: kube_core::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+    >() -> String {
+        format!("{}/{}", K::api_version(&()), K::plural(&()))
+    }
+    assert_eq!(url::<VirtualService>(), "networking.istio.io/v1/virtualservices");
+    assert_eq!(url::<PeerAuthentication>(), "security.istio.io/v1/peerauthentications");
+    assert_eq!(url::<Service>(), "v1/services");
+    assert_eq!(url::<k8s_api::core::EndpointSlice>(), "discovery.k8s.io/v1/endpointslices");
+}
+
+#[test]
 fn services_know_their_virtual_addresses() {
     let service: Service = decode(
         json!({ "spec": { "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"], "ports": null } }),
