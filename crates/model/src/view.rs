@@ -283,6 +283,12 @@ impl<'a> Mesh<'a> {
         self.view.services_in.get(namespace).into_iter().flat_map(OrdMap::values)
     }
 
+    /// Returns the row of a service.
+    pub fn service_row(&self, key: &ServiceKey) -> Option<&'a Arc<ServiceRow>> {
+        self.record(Key::ServicesIn(key.namespace.clone()));
+        self.view.services.get(key).map(|entry| &entry.row)
+    }
+
     /// Returns a service.
     pub fn service(&self, key: &ServiceKey) -> Option<&'a Arc<Service>> {
         self.record(Key::Service(key.clone()));
@@ -318,6 +324,12 @@ impl<'a> Mesh<'a> {
     pub fn virtual_services(&self) -> impl Iterator<Item = &'a Arc<VirtualServiceRow>> + use<'a> {
         self.record(Key::VirtualServices);
         self.view.virtual_services.values().map(|entry| &entry.row)
+    }
+
+    /// Returns the row of a VirtualService.
+    pub fn virtual_service_row(&self, key: &ObjectKey) -> Option<&'a Arc<VirtualServiceRow>> {
+        self.record(Key::VirtualServices);
+        self.view.virtual_services.get(key).map(|entry| &entry.row)
     }
 
     /// Returns a VirtualService, with the rules that it delegates to in place.
