@@ -5,7 +5,9 @@
 //! [`model::Mesh`]. Generators are total: what cannot be expressed is left out, and was reported by `translate`.
 
 pub mod audience;
+pub mod cluster;
 pub mod destination_rule;
+pub mod endpoint;
 pub mod gateway;
 pub mod names;
 pub mod node;
