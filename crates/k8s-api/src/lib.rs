@@ -9,6 +9,9 @@
 //!
 //! One Rust type serves all versions of a kind, because Istio's versions differ in name only. Decoding is lenient (see
 //! `wire.rs`): what is wrong with a value is for `translate` to say, with a reason, about that one object.
+//!
+//! **Invariant:** this crate knows no other crate of the workspace: neither what a mesh makes of an object nor where
+//! objects come from. It is the only door to `k8s-openapi`.
 
 pub mod core;
 pub mod crd;
