@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod destination_rule;
 pub mod endpoint;
 pub mod gateway;
+pub mod grpc;
 pub mod names;
 pub mod node;
 pub mod scope;
