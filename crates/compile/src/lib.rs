@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod grpc;
 pub mod names;
 pub mod node;
+pub mod route;
 pub mod scope;
 pub mod secret;
 pub mod select;

@@ -3,16 +3,13 @@
 //! What is here has no opinion: it turns a value of the model into the message of the same meaning.
 
 use crate::names;
-use bytes::{BufMut, Bytes, BytesMut};
 use model::ObjectKey;
 use model::route::{Denominator, Percent, StringMatch};
-use prost::Message;
 use proto::envoy::config::core::v3::{
     Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Pipe, RuntimeFractionalPercent,
     SocketAddress, TypedExtensionConfig, address, config_source, socket_address,
 };
 use proto::envoy::config::listener::v3::{Filter, ListenerFilter, filter, listener_filter};
-use proto::envoy::config::route::v3::VirtualHost;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
 use proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use proto::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
@@ -172,31 +169,10 @@ pub fn config_metadata(object: &ObjectKey) -> Metadata {
     metadata(ISTIO_METADATA, structure([("config", names::config_path(object).into())]))
 }
 
-/// Returns a `virtual_hosts` field of a route configuration, tag and length included.
-pub fn virtual_host_field(host: &VirtualHost) -> Bytes {
-    const TAG: u8 = 2 << 3 | 2;
-    let len = host.encoded_len();
-    let mut field = BytesMut::with_capacity(1 + prost::length_delimiter_len(len) + len);
-    field.put_u8(TAG);
-    // Both write into a buffer that grows, so neither can fail.
-    let _ = prost::encode_length_delimiter(len, &mut field);
-    let _ = host.encode(&mut field);
-    field.freeze()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use model::Kind;
-    use proto::envoy::config::route::v3::RouteConfiguration;
-
-    #[test]
-    fn a_virtual_host_field_is_what_the_whole_message_holds() {
-        let host =
-            VirtualHost { name: "a:80".to_owned(), domains: vec!["a".repeat(300)], ..VirtualHost::default() };
-        let whole = RouteConfiguration { virtual_hosts: vec![host.clone()], ..RouteConfiguration::default() };
-        assert_eq!(virtual_host_field(&host), whole.encode_to_vec());
-    }
 
     #[test]
     fn config_metadata_names_the_object() {
