@@ -23,7 +23,7 @@ pub fn listeners(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience) ->
         let Some(service) = mesh.service(&scoped.key) else { continue };
         let visible = |port: u16| scoped.ports.as_ref().is_none_or(|ports| ports.contains(&port));
         for port in service.ports.iter().filter(|port| visible(port.port)) {
-            let route = names::outbound_cluster(port.port, "", service.key.host.as_str());
+            let route = names::host_port(service.key.host.as_str(), port.port);
             for host in hosts(&service.key, audience) {
                 listeners.push(listener(&names::host_port(&host, port.port), &route));
             }
@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     fn a_listener_names_its_route() {
-        let resource = listener("cart.shop:80", "outbound|80||cart.shop.svc.cluster.local");
+        let resource = listener("cart.shop:80", "cart.shop.svc.cluster.local:80");
         let message = Listener::decode(resource.bytes().clone()).expect("valid encoding");
         assert_eq!(message.name, "cart.shop:80");
-        assert!(resource.needs().routes.contains("outbound|80||cart.shop.svc.cluster.local"));
+        assert!(resource.needs().routes.contains("cart.shop.svc.cluster.local:80"));
     }
 }
