@@ -201,8 +201,15 @@ impl Resource {
         if self.fragments.is_none() {
             return self.clone();
         }
+        let needs = Needs { clusters: self.shared_clusters().cloned().collect(), ..(*self.needs).clone() };
         let body = Body::Fragments { rest: self.rest.clone(), virtual_hosts };
-        Self::new(self.kind, self.name.clone(), body, Needs::default())
+        Self::new(self.kind, self.name.clone(), body, needs)
+    }
+
+    /// Returns the clusters that the resource names outside of its virtual hosts.
+    pub fn shared_clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        let fragments = self.virtual_hosts().unwrap_or_default();
+        self.needs.clusters.iter().filter(|name| !fragments.iter().any(|host| host.clusters.contains(*name)))
     }
 
     /// Returns the message as an `Any`.

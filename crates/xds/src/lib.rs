@@ -1,0 +1,7 @@
+//! The xDS protocol: a state machine per client, and the ADS server that drives it.
+//!
+//! **Invariant:** this crate never decodes a resource and never knows what a mesh is. What a client should have comes
+//! as a [`Snapshot`](proto::resource::Snapshot); in which order it gets there safely is decided here.
+
+pub mod encode;
+pub mod session;

@@ -1,0 +1,241 @@
+//! What one client has, was sent and asks for, of one resource type.
+
+use proto::resource::{Resource, ResourceSet, ResourceType, Snapshot};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// New forms of resources by name; `None` is a removal.
+pub(crate) type Changes = BTreeMap<Arc<str>, Option<Arc<Resource>>>;
+
+/// From here on the oldest unanswered responses are counted as one, so that a client that never answers does not
+/// make its session grow.
+const MAX_OUTSTANDING: usize = 8;
+
+/// How many rejected versions of one resource are remembered.
+const MAX_QUARANTINED: usize = 8;
+
+/// A response that was not answered yet.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) seq: u64,
+    pub(crate) at: Instant,
+    pub(crate) version: String,
+    pub(crate) changes: Changes,
+}
+
+/// What a client should have under a name.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Desired<'a> {
+    /// This.
+    Is(&'a Arc<Resource>),
+    /// Whatever it has: the newest form was rejected.
+    Keep,
+    /// Nothing.
+    Absent,
+}
+
+/// The state of one resource type on one stream.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) kind: ResourceType,
+    /// The client asked for this type on this stream.
+    pub(crate) requested: bool,
+    /// Everything is wanted.
+    pub(crate) wildcard: bool,
+    /// Names or `*` were given, so that an empty list no longer means everything.
+    pub(crate) explicit: bool,
+    /// The names wanted, with the revision at which each was.
+    pub(crate) names: BTreeMap<Arc<str>, u64>,
+    /// What the client has acknowledged.
+    pub(crate) acked: ResourceSet,
+    /// What was sent since, oldest first.
+    pub(crate) outstanding: VecDeque<Sent>,
+    /// What was part of a rejected response, until the next acknowledgement.
+    pub(crate) doubtful: Vec<Arc<Resource>>,
+    /// Versions of unknown content that the client brought along from an earlier stream.
+    pub(crate) claimed: BTreeMap<Arc<str>, Arc<str>>,
+    /// The version of everything it has, that a SotW client brought along.
+    pub(crate) claimed_set: Option<String>,
+    /// Names whose newest form may differ from what was sent.
+    pub(crate) dirty: BTreeSet<Arc<str>>,
+    /// Names that are owed an answer even if nothing changed.
+    pub(crate) owed: BTreeSet<Arc<str>>,
+    /// The subscription is owed an answer even if it holds nothing.
+    pub(crate) answer_due: bool,
+    /// The versions that this client rejected, by name.
+    pub(crate) quarantine: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+    /// Names one of which made a response be rejected: they are sent one at a time.
+    pub(crate) suspects: BTreeSet<Arc<str>>,
+    /// The last nonce sent and the last one answered with an acknowledgement.
+    pub(crate) sent_seq: u64,
+    pub(crate) acked_seq: u64,
+    /// The version of the last response, and of the last one acknowledged.
+    pub(crate) sent_version: String,
+    pub(crate) acked_version: String,
+    /// Why the last answer was a rejection.
+    pub(crate) error: Option<String>,
+}
+
+impl Channel {
+    pub(crate) fn new(kind: ResourceType) -> Self {
+        Self {
+            kind,
+            requested: false,
+            wildcard: false,
+            explicit: false,
+            names: BTreeMap::new(),
+            acked: ResourceSet::new(),
+            outstanding: VecDeque::new(),
+            doubtful: Vec::new(),
+            claimed: BTreeMap::new(),
+            claimed_set: None,
+            dirty: BTreeSet::new(),
+            owed: BTreeSet::new(),
+            answer_due: false,
+            quarantine: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            sent_seq: 0,
+            acked_seq: 0,
+            sent_version: String::new(),
+            acked_version: String::new(),
+            error: None,
+        }
+    }
+
+    pub(crate) fn subscribes(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains_key(name)
+    }
+
+    /// Whether a name is not in `snapshot` only because the subscription is too new for it.
+    pub(crate) fn awaits(&self, snapshot: &Snapshot, name: &str) -> bool {
+        self.names.get(name).is_some_and(|revision| *revision > snapshot.covers)
+            && !snapshot.of(self.kind).contains_key(name)
+    }
+
+    /// Returns what was sent last under `name` and not answered.
+    pub(crate) fn pending(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
+        self.outstanding.iter().rev().find_map(|sent| sent.changes.get(name)).map(Option::as_ref)
+    }
+
+    /// Returns what the client has under `name` once it has read everything that was sent.
+    pub(crate) fn sent(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.pending(name).unwrap_or_else(|| self.acked.get(name))
+    }
+
+    /// Whether the client has something under `name`, whatever it is.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match self.pending(name) {
+            Some(sent) => sent.is_some(),
+            None => self.acked.contains_key(name) || self.claimed.contains_key(name),
+        }
+    }
+
+    /// Returns everything that the client has once it has read what was sent.
+    pub(crate) fn sent_set(&self) -> ResourceSet {
+        let mut set = self.acked.clone();
+        for sent in &self.outstanding {
+            apply(&mut set, &sent.changes);
+        }
+        set
+    }
+
+    pub(crate) fn is_quarantined(&self, name: &str, version: &str) -> bool {
+        self.quarantine.get(name).is_some_and(|versions| versions.iter().any(|known| **known == *version))
+    }
+
+    pub(crate) fn quarantine(&mut self, resource: &Resource) {
+        let versions = self.quarantine.entry(resource.name().clone()).or_default();
+        if versions.iter().any(|known| known == resource.version()) {
+            return;
+        }
+        if versions.len() >= MAX_QUARANTINED {
+            versions.remove(0);
+        }
+        versions.push(resource.version().clone());
+    }
+
+    pub(crate) fn desired<'a>(&self, snapshot: &'a Snapshot, name: &str) -> Desired<'a> {
+        match snapshot.of(self.kind).get(name) {
+            None => Desired::Absent,
+            Some(resource) if self.is_quarantined(name, resource.version()) => Desired::Keep,
+            Some(resource) => Desired::Is(resource),
+        }
+    }
+
+    /// Whether sending `resource` would tell the client something new, or something that it is owed.
+    pub(crate) fn differs(&self, resource: &Resource) -> bool {
+        self.owed.contains(resource.name())
+            || self.sent(resource.name()).is_none_or(|sent| sent.version() != resource.version())
+    }
+
+    /// Whether changes wait for an answer. A response that stays unanswered blocks nothing any longer.
+    pub(crate) fn blocked(&self, now: Instant, timeout: Duration) -> bool {
+        self.outstanding.back().is_some_and(|sent| now < sent.at + timeout)
+    }
+
+    pub(crate) fn record(&mut self, sent: Sent) {
+        for name in sent.changes.keys() {
+            self.owed.remove(name);
+            self.suspects.remove(name);
+        }
+        self.answer_due = false;
+        self.sent_seq = sent.seq;
+        self.sent_version.clone_from(&sent.version);
+        self.outstanding.push_back(sent);
+        if self.outstanding.len() > MAX_OUTSTANDING
+            && let Some(mut oldest) = self.outstanding.pop_front()
+            && let Some(next) = self.outstanding.front_mut()
+        {
+            oldest.changes.append(&mut next.changes);
+            next.changes = oldest.changes;
+        }
+    }
+
+    /// Takes the responses that an answer to `seq` settles: that one and all before it.
+    pub(crate) fn settle(&mut self, seq: u64) -> Vec<Sent> {
+        let count = self.outstanding.iter().take_while(|sent| sent.seq <= seq).count();
+        self.outstanding.drain(..count).collect()
+    }
+
+    /// Forgets a name that the client unsubscribed from, and with it drops what it had.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.acked.remove(name);
+        self.claimed.remove(name);
+        self.dirty.remove(name);
+        self.owed.remove(name);
+        self.suspects.remove(name);
+        self.doubtful.retain(|resource| **resource.name() != *name);
+        for sent in &mut self.outstanding {
+            sent.changes.remove(name);
+        }
+    }
+
+    /// Returns every resource that the client may be using: acknowledged, sent since, or in doubt.
+    pub(crate) fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        let sent = self.outstanding.iter().flat_map(|sent| sent.changes.values().flatten());
+        self.acked.values().chain(sent).chain(&self.doubtful)
+    }
+
+    /// Lets a client that has exactly the snapshot's resources share the snapshot's map.
+    pub(crate) fn adopt(&mut self, snapshot: &Snapshot) {
+        let set = snapshot.of(self.kind);
+        let settled = self.outstanding.is_empty() && self.dirty.is_empty() && self.owed.is_empty();
+        if settled
+            && self.acked.len() == set.len()
+            && !self.acked.ptr_eq(set)
+            && self.acked.diff(set).next().is_none()
+        {
+            self.acked = set.clone();
+        }
+    }
+}
+
+pub(crate) fn apply(set: &mut ResourceSet, changes: &Changes) {
+    for (name, change) in changes {
+        match change {
+            Some(resource) => set.insert(name.clone(), resource.clone()),
+            None => set.remove(name),
+        };
+    }
+}

@@ -1,0 +1,165 @@
+//! Make and Break: clusters, and the endpoints and secrets that they warm with.
+
+use super::channel::{Changes, Desired};
+use super::{Protocol, Session};
+use proto::resource::ResourceType;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Session {
+    /// Sends clusters that are new or changed, and removes those that nothing names any more.
+    pub(super) fn push_clusters(&mut self, now: Instant) {
+        let kind = ResourceType::Cluster;
+        let channel = self.channel(kind);
+        let due = channel.answer_due || !channel.dirty.is_empty() || !channel.owed.is_empty();
+        if !due || channel.blocked(now, self.options.answer_timeout) || self.set_incomplete(kind) {
+            return;
+        }
+        let mut changes = Changes::new();
+        let mut settled = Vec::new();
+        for name in self.candidates(kind) {
+            match channel.desired(&self.snapshot, &name) {
+                Desired::Is(cluster) if channel.differs(cluster) => {
+                    changes.insert(name, Some(cluster.clone()));
+                }
+                Desired::Absent if channel.has(&name) => {
+                    if self.removable(&name, now) {
+                        changes.insert(name, None);
+                    }
+                }
+                Desired::Absent if self.denies(kind, &name) => {
+                    changes.insert(name, None);
+                }
+                _ => settled.push(name),
+            }
+        }
+        let changes = self.isolate(kind, changes);
+        self.settle_names(kind, settled);
+        if changes.is_empty() && !self.channel(kind).answer_due {
+            return;
+        }
+        self.note_clusters(&changes, now);
+        for name in changes.keys() {
+            self.channel_mut(kind).dirty.remove(name);
+        }
+        self.send(kind, changes, now);
+    }
+
+    /// Starts to wait for the clusters of a response, and owes their endpoints to a client that already asked for
+    /// them: Envoy warms an updated cluster only with endpoints sent after it, even unchanged ones.
+    fn note_clusters(&mut self, changes: &Changes, now: Instant) {
+        let seq = self.seq + 1;
+        let assumed = !self.channel(ResourceType::Cluster).requested;
+        let since = if assumed { self.started } else { now };
+        for (name, change) in changes {
+            let Some(cluster) = change else {
+                self.warmth.forget(name);
+                continue;
+            };
+            let usable = self.channel(ResourceType::Cluster).has(name);
+            self.warmth.sent(cluster, seq, since, usable);
+            let endpoints = self.channel_mut(ResourceType::ClusterLoadAssignment);
+            for assignment in &cluster.needs().assignments {
+                if endpoints.subscribes(assignment) {
+                    endpoints.owed.insert(assignment.clone());
+                }
+            }
+        }
+    }
+
+    /// Sends endpoints or secrets: those owed at once, changed ones as fast as the client answers.
+    pub(super) fn push_named(&mut self, kind: ResourceType, now: Instant) {
+        let channel = self.channel(kind);
+        if channel.owed.is_empty() && channel.dirty.is_empty() && !channel.answer_due {
+            return;
+        }
+        let blocked = channel.blocked(now, self.options.answer_timeout);
+        let mut changes = Changes::new();
+        let mut settled = Vec::new();
+        for name in self.candidates(kind) {
+            if blocked && !channel.owed.contains(&name) {
+                continue;
+            }
+            if !channel.subscribes(&name) {
+                settled.push(name);
+                continue;
+            }
+            match channel.desired(&self.snapshot, &name) {
+                Desired::Is(resource) if channel.differs(resource) => {
+                    changes.insert(name, Some(resource.clone()));
+                }
+                Desired::Keep if channel.owed.contains(&name) && channel.acked.contains_key(&name) => {
+                    changes.insert(name.clone(), channel.acked.get(&name).cloned());
+                }
+                Desired::Absent if self.denies(kind, &name) => {
+                    changes.insert(name, None);
+                }
+                Desired::Absent if channel.awaits(&self.snapshot, &name) => {}
+                _ => settled.push(name),
+            }
+        }
+        let changes = if blocked { changes } else { self.isolate(kind, changes) };
+        self.settle_names(kind, settled);
+        self.send_changes(kind, changes, now);
+    }
+
+    /// Sends `changes` if there are any, or if the subscription is owed an answer.
+    pub(super) fn send_changes(&mut self, kind: ResourceType, changes: Changes, now: Instant) {
+        if changes.is_empty() && !self.channel(kind).answer_due {
+            return;
+        }
+        for name in changes.keys() {
+            self.channel_mut(kind).dirty.remove(name);
+        }
+        self.send(kind, changes, now);
+    }
+
+    /// Forgets names that turned out to need nothing.
+    pub(super) fn settle_names(&mut self, kind: ResourceType, names: Vec<Arc<str>>) {
+        let snapshot = self.snapshot.clone();
+        let channel = self.channel_mut(kind);
+        for name in names {
+            channel.dirty.remove(&name);
+            channel.suspects.remove(&name);
+            if !channel.awaits(&snapshot, &name) {
+                channel.owed.remove(&name);
+            }
+        }
+    }
+
+    /// Whether the client has to be told that there is nothing under a name it asked for. Clients that get all
+    /// clusters never are: Envoy keeps what it has until it unsubscribes.
+    pub(super) fn denies(&self, kind: ResourceType, name: &str) -> bool {
+        let channel = self.channel(kind);
+        self.protocol == Protocol::Delta
+            && !self.gated()
+            && channel.owed.contains(name)
+            && !channel.awaits(&self.snapshot, name)
+    }
+
+    /// Whether a SotW response, which holds everything subscribed to, has to wait for names still being compiled: the
+    /// client would take them for removed.
+    pub(super) fn set_incomplete(&self, kind: ResourceType) -> bool {
+        let channel = self.channel(kind);
+        self.protocol == Protocol::Sotw
+            && (channel.claimed_set.is_some()
+                || channel.names.keys().any(|name| channel.awaits(&self.snapshot, name)))
+    }
+
+    /// Whether no route or listener that the client may be using names the cluster.
+    fn removable(&self, cluster: &str, now: Instant) -> bool {
+        let channels = [self.channel(ResourceType::Listener), self.channel(ResourceType::RouteConfiguration)];
+        let unknown = self.reconnected
+            && (now < self.started + self.options.drain_time
+                || self.unknown_listeners_until.is_some()
+                || channels
+                    .iter()
+                    .any(|channel| !channel.claimed.is_empty() || channel.claimed_set.is_some()));
+        !unknown
+            && !channels
+                .iter()
+                .flat_map(|channel| channel.in_use())
+                .chain(self.draining.iter().map(|draining| &draining.listener))
+                .any(|resource| resource.needs().clusters.contains(cluster))
+    }
+}

@@ -1,0 +1,220 @@
+//! Switch: listeners, then routes, each held back until the clusters it names can be used.
+
+use super::channel::{Changes, Desired};
+use super::{Draining, Session};
+use proto::resource::{Resource, ResourceType, VirtualHostFragment};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What can be sent of a resource.
+enum Form {
+    /// This.
+    Send(Arc<Resource>),
+    /// Nothing: the client keeps what it has.
+    Hold,
+}
+
+impl Session {
+    pub(super) fn push_listeners(&mut self, now: Instant) {
+        let kind = ResourceType::Listener;
+        let channel = self.channel(kind);
+        let due = channel.answer_due || !channel.dirty.is_empty() || !channel.owed.is_empty();
+        if !due || channel.blocked(now, self.options.answer_timeout) || self.set_incomplete(kind) {
+            return;
+        }
+        let (mut changes, mut removals) = (Changes::new(), Changes::new());
+        let mut settled = Vec::new();
+        let mut held = false;
+        for name in self.candidates(kind) {
+            match channel.desired(&self.snapshot, &name) {
+                Desired::Is(listener) if !channel.differs(listener) => settled.push(name),
+                Desired::Is(listener) if self.listener_ready(listener) => {
+                    changes.insert(name, Some(listener.clone()));
+                }
+                Desired::Is(_) => held = true,
+                Desired::Absent if channel.has(&name) || self.denies(kind, &name) => {
+                    removals.insert(name, None);
+                }
+                _ => settled.push(name),
+            }
+        }
+        // A new listener may take the address of one that goes. Envoy accepts that only in one response.
+        if !held {
+            changes.append(&mut removals);
+        }
+        let changes = self.isolate(kind, changes);
+        self.settle_names(kind, settled);
+        self.send_changes(kind, changes, now);
+    }
+
+    /// Whether a listener can be sent. One that asks for routes it never asked for before waits for their clusters
+    /// too: with virtual hosts held back it would answer for hosts that the listener before it still serves. A
+    /// client without listeners serves nothing yet, and need not wait for that.
+    fn listener_ready(&self, listener: &Resource) -> bool {
+        if !self.gated() {
+            return true;
+        }
+        let channel = self.channel(ResourceType::Listener);
+        let starting =
+            channel.acked.is_empty() && channel.outstanding.is_empty() && channel.claimed.is_empty();
+        let routes = self.channel(ResourceType::RouteConfiguration);
+        self.all_ready(&listener.needs().clusters)
+            && (starting
+                || listener
+                    .needs()
+                    .routes
+                    .iter()
+                    .filter(|name| !routes.subscribes(name))
+                    .filter_map(|name| self.snapshot.routes.get(name))
+                    .all(|route| self.all_ready(&route.needs().clusters)))
+    }
+
+    pub(super) fn push_routes(&mut self, now: Instant) {
+        let kind = ResourceType::RouteConfiguration;
+        let channel = self.channel(kind);
+        if channel.owed.is_empty() && channel.dirty.is_empty() && !channel.answer_due {
+            return;
+        }
+        if channel.claimed_set.is_some() {
+            return;
+        }
+        let blocked = channel.blocked(now, self.options.answer_timeout);
+        let mut changes = Changes::new();
+        let (mut settled, mut partial) = (Vec::new(), BTreeSet::new());
+        for name in self.candidates(kind) {
+            if blocked && !channel.owed.contains(&name) {
+                continue;
+            }
+            if !channel.subscribes(&name) {
+                settled.push(name);
+                continue;
+            }
+            match channel.desired(&self.snapshot, &name) {
+                Desired::Is(route) => match self.route_form(route) {
+                    Form::Send(form) => {
+                        let whole = form.version() == route.version();
+                        if !whole {
+                            partial.insert(name.clone());
+                        }
+                        if channel.differs(&form) {
+                            changes.insert(name, Some(form));
+                        } else if whole {
+                            settled.push(name);
+                        }
+                    }
+                    Form::Hold => {}
+                },
+                Desired::Keep if channel.owed.contains(&name) && channel.acked.contains_key(&name) => {
+                    changes.insert(name.clone(), channel.acked.get(&name).cloned());
+                }
+                Desired::Absent if self.denies(kind, &name) => {
+                    changes.insert(name, None);
+                }
+                Desired::Absent if channel.awaits(&self.snapshot, &name) => {}
+                _ => settled.push(name),
+            }
+        }
+        let changes = if blocked { changes } else { self.isolate(kind, changes) };
+        self.settle_names(kind, settled);
+        let unfinished: Vec<Arc<str>> =
+            changes.keys().filter(|name| partial.contains(*name)).cloned().collect();
+        self.send_changes(kind, changes, now);
+        self.channel_mut(kind).dirty.extend(unfinished);
+    }
+
+    /// Returns the form of a route configuration that can be sent: its newest, except for virtual hosts that name
+    /// clusters which cannot be used yet.
+    fn route_form(&self, route: &Arc<Resource>) -> Form {
+        if !self.gated() || self.all_ready(&route.needs().clusters) {
+            return Form::Send(route.clone());
+        }
+        let channel = self.channel(ResourceType::RouteConfiguration);
+        let name = route.name();
+        let (Some(hosts), false) = (route.virtual_hosts(), channel.claimed.contains_key(name)) else {
+            return Form::Hold;
+        };
+        if route.shared_clusters().any(|cluster| !self.cluster_ready(cluster)) {
+            return Form::Hold;
+        }
+        let before = match channel.acked.get(name) {
+            Some(acked) => match acked.virtual_hosts() {
+                Some(hosts) => hosts,
+                None => return Form::Hold,
+            },
+            None => &[],
+        };
+        let (ready, held): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| self.all_ready(&host.clusters));
+        if held.iter().any(|host| shares_domain(host, hosts, before)) {
+            return Form::Hold;
+        }
+        let kept = before.iter().filter(|host| held.iter().any(|held| held.name == host.name));
+        let form = route.with_virtual_hosts(ready.into_iter().chain(kept).cloned().collect());
+        if channel.is_quarantined(name, form.version()) {
+            return Form::Hold;
+        }
+        Form::Send(self.encoder.intern(form))
+    }
+
+    fn all_ready(&self, clusters: &BTreeSet<Arc<str>>) -> bool {
+        clusters.iter().all(|cluster| self.cluster_ready(cluster))
+    }
+
+    /// Whether routes may name the cluster: it can be used, or there is none to wait for.
+    fn cluster_ready(&self, name: &Arc<str>) -> bool {
+        let channel = self.channel(ResourceType::Cluster);
+        match channel.desired(&self.snapshot, name) {
+            Desired::Absent => true,
+            Desired::Keep if !channel.has(name) => true,
+            _ => channel.has(name) && !self.warmth.holds_back(name),
+        }
+    }
+
+    /// Notes that an acknowledged listener takes the place of `old`, which serves on until the new one has warmed and
+    /// the connections of the old one are drained.
+    pub(super) fn replaced(&mut self, old: Arc<Resource>, new: Option<&Arc<Resource>>) {
+        if new.is_some_and(|new| old.needs().clusters.is_subset(&new.needs().clusters)) {
+            return;
+        }
+        self.draining.push(Draining { listener: old, until: None });
+    }
+
+    /// Starts the drain time of listeners whose successor has all that it needs, and forgets those that are gone.
+    pub(super) fn expire_draining(&mut self, now: Instant) {
+        if self.draining.is_empty() {
+            return;
+        }
+        let until = now + self.options.drain_time;
+        let [listeners, routes, secrets] =
+            [ResourceType::Listener, ResourceType::RouteConfiguration, ResourceType::Secret]
+                .map(|kind| &self.channels[kind as usize].acked);
+        for draining in self.draining.iter_mut().filter(|draining| draining.until.is_none()) {
+            let warm = listeners.get(draining.listener.name()).is_none_or(|successor| {
+                let needs = successor.needs();
+                needs.routes.iter().all(|name| routes.contains_key(name))
+                    && needs.secrets.iter().all(|name| secrets.contains_key(name))
+            });
+            if warm {
+                draining.until = Some(until);
+            }
+        }
+        self.draining.retain(|draining| draining.until.is_none_or(|until| until > now));
+    }
+}
+
+/// Whether a domain of a virtual host that is held back belongs to another virtual host before or after the change.
+/// Then old and new forms cannot be mixed: the domain would be there twice, or not at all.
+fn shares_domain(
+    held: &VirtualHostFragment,
+    after: &[VirtualHostFragment],
+    before: &[VirtualHostFragment],
+) -> bool {
+    let own = |host: &&VirtualHostFragment| host.name == held.name;
+    let domains: BTreeSet<&Arc<str>> =
+        after.iter().chain(before).filter(own).flat_map(|host| &host.domains).collect();
+    after
+        .iter()
+        .chain(before)
+        .filter(|host| !own(host))
+        .any(|host| host.domains.iter().any(|domain| domains.contains(domain)))
+}
