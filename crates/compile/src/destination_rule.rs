@@ -265,3 +265,165 @@ fn choose(client: Client<'_>, mut candidates: Vec<Candidate>) -> Option<Arc<Merg
     let index = selected.or_else(|| candidates.iter().rposition(|candidate| candidate.selector.is_none()))?;
     Some(Arc::new(MergedRule { parts: candidates.swap_remove(index).parts }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{World, namespace, policy, rule, sidecar, subset};
+    use model::destination_rule::{Algorithm, OutlierDetection};
+
+    /// What happens to rules, written `namespace/name host export`, for a client in `app`.
+    fn winner(rules: &[&str], service_namespace: &str) -> Option<String> {
+        let mut world = World::new();
+        for (age, text) in rules.iter().enumerate() {
+            let mut words = text.split(' ');
+            let (ns, name) = words.next().unwrap().split_once('/').unwrap();
+            let mut rule = rule(ns, name, words.next().unwrap());
+            rule.meta.created = age as i64;
+            rule.export_to = match words.next().unwrap_or("*") {
+                "*" => ExportTo::All,
+                "~" => ExportTo::Nobody,
+                list => ExportTo::Namespaces(list.split(',').map(Namespace::from).collect()),
+            };
+            world = world.rule(rule);
+        }
+        let mesh = Mesh::new(world.view());
+        let found = lookup(&mesh, &sidecar(), &"a.org".into(), &namespace(service_namespace))?;
+        Some(found.parts.iter().map(|part| part.meta.key.name.as_ref()).collect::<Vec<_>>().join("+"))
+    }
+
+    #[test]
+    fn rules_are_found_in_order() {
+        let cases: &[(&str, &[&str], Option<&str>)] = &[
+            ("none", &[], None),
+            ("other host", &["app/x b.org"], None),
+            ("client before service", &["svc/s a.org", "app/c a.org"], Some("c")),
+            (
+                "a wildcard of the client before the service's host",
+                &["svc/s a.org", "app/c *.org"],
+                Some("c"),
+            ),
+            ("service before root", &["istio-system/r a.org", "svc/s *"], Some("s")),
+            ("root last", &["istio-system/r *.org"], Some("r")),
+            ("third namespaces do not count", &["other/o a.org"], None),
+            ("specific before wildcard", &["app/w *.org", "app/s a.org", "app/all *"], Some("s")),
+            ("private to the service", &["svc/s a.org svc"], None),
+            ("private to the service, root instead", &["svc/s a.org svc", "istio-system/r a.org"], Some("r")),
+            ("exported to the client", &["svc/s a.org app"], Some("s")),
+            ("exported elsewhere hides less specific ones", &["svc/s a.org x,y", "svc/w *.org"], None),
+            ("not applied at home", &["app/c a.org svc,x"], None),
+            ("nobody", &["app/c a.org ~"], None),
+            ("private root rules are for the root namespace", &["istio-system/r a.org istio-system"], None),
+            ("alike are one", &["app/one a.org", "app/two a.org"], Some("one+two")),
+            ("unlike: the newest", &["app/one a.org", "app/two a.org app"], Some("two")),
+        ];
+        for (case, rules, expected) in cases {
+            assert_eq!(winner(rules, "svc").as_deref(), *expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn in_the_root_namespace_its_own_public_rules_are_defaults() {
+        let world = World::new()
+            .rule(rule("istio-system", "default", "*.org"))
+            .rule(rule("svc", "specific", "a.org"));
+        let mesh = Mesh::new(world.view());
+        let mut gateway = sidecar();
+        gateway.namespace = "istio-system".into();
+        let found = lookup(&mesh, &gateway, &"a.org".into(), &namespace("svc")).unwrap();
+        assert_eq!(found.key().name.as_ref(), "specific");
+    }
+
+    #[test]
+    fn a_rule_with_a_selector_is_for_the_clients_that_it_selects() {
+        let selective = DestinationRule {
+            workload_selector: Some([("app", "x")].into_iter().collect()),
+            ..rule("app", "selective", "a.org")
+        };
+        let world = World::new()
+            .rule(selective.clone())
+            .rule(DestinationRule { subsets: vec![subset("v1", None)], ..rule("app", "general", "a.org") });
+        let mesh = Mesh::new(world.view());
+        let svc = namespace("svc");
+        let found = lookup(&mesh, &sidecar(), &"a.org".into(), &svc).unwrap();
+        assert_eq!(found.key().name.as_ref(), "general");
+
+        let mut selected = sidecar();
+        selected.selected_rules.insert(selective.meta.key.clone());
+        let found = lookup(&mesh, &selected, &"a.org".into(), &svc).unwrap();
+        assert!(found.has_workload_selector());
+        assert_eq!(found.subsets().count(), 0, "the general rule is not merged into it");
+        let found = lookup_inbound(&mesh, &svc, &"a.org".into(), &namespace("app")).unwrap();
+        assert_eq!(found.key().name.as_ref(), "general");
+    }
+
+    #[test]
+    fn merged_rules_unite_subsets_and_keep_the_oldest_policy() {
+        let with = |algorithm| {
+            let balancer = LoadBalancer { algorithm, ..LoadBalancer::default() };
+            Some(policy(PortPolicy { load_balancer: Some(balancer), ..PortPolicy::default() }))
+        };
+        let merged = MergedRule {
+            parts: vec![
+                Arc::new(DestinationRule { subsets: vec![subset("v1", None)], ..rule("app", "a", "a.org") }),
+                Arc::new(DestinationRule {
+                    subsets: vec![subset("v1", with(Algorithm::Random)), subset("v2", None)],
+                    policy: with(Algorithm::RoundRobin),
+                    ..rule("app", "b", "a.org")
+                }),
+                Arc::new(DestinationRule { policy: with(Algorithm::Random), ..rule("app", "c", "a.org") }),
+            ],
+        };
+        assert_eq!(merged.subsets().map(|subset| &*subset.name).collect::<Vec<_>>(), ["v1", "v2"]);
+        assert_eq!(merged.subset("v1").unwrap().policy, None);
+        assert_eq!(merged.policy(), with(Algorithm::RoundRobin).as_ref());
+    }
+
+    #[test]
+    fn port_entries_replace_and_subsets_are_laid_over() {
+        let outlier = |interval| OutlierDetection {
+            interval: Some(std::time::Duration::from_secs(interval)),
+            ..OutlierDetection::default()
+        };
+        let entry = |balancer: Option<Algorithm>, interval: Option<u64>| PortPolicy {
+            load_balancer: balancer.map(|algorithm| LoadBalancer { algorithm, ..LoadBalancer::default() }),
+            outlier_detection: interval.map(outlier),
+            ..PortPolicy::default()
+        };
+        let merged = MergedRule {
+            parts: vec![Arc::new(DestinationRule {
+                policy: Some(TrafficPolicy {
+                    port_level: vec![(81, entry(None, Some(81)))],
+                    ..policy(entry(Some(Algorithm::Random), Some(1)))
+                }),
+                subsets: vec![
+                    subset(
+                        "v1",
+                        Some(TrafficPolicy {
+                            port_level: vec![(82, entry(None, Some(82)))],
+                            ..policy(entry(Some(Algorithm::RoundRobin), None))
+                        }),
+                    ),
+                    subset("v2", None),
+                ],
+                ..rule("app", "a", "a.org")
+            })],
+        };
+        let cases = [
+            (80, "", Some(Algorithm::Random), Some(1)),
+            (81, "", None, Some(81)),
+            (80, "v1", Some(Algorithm::RoundRobin), Some(1)),
+            (81, "v1", Some(Algorithm::RoundRobin), Some(81)),
+            (82, "v1", None, Some(82)),
+            (81, "v2", None, Some(81)),
+        ];
+        for (port, name, balancer, interval) in cases {
+            let blocks = merged.port_policy(port, name);
+            let actual = (
+                blocks.load_balancer.map(|balancer| balancer.algorithm.clone()),
+                blocks.outlier_detection.and_then(|outlier| outlier.interval).map(|time| time.as_secs()),
+            );
+            assert_eq!(actual, (balancer, interval), "port {port}, subset {name:?}");
+        }
+    }
+}

@@ -8,6 +8,8 @@ pub mod audience;
 pub mod cluster;
 pub mod destination_rule;
 pub mod endpoint;
+#[cfg(test)]
+mod fixtures;
 pub mod gateway;
 pub mod grpc;
 pub mod names;
