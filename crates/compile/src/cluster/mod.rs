@@ -5,6 +5,8 @@ mod draft;
 mod inbound;
 mod outbound;
 mod policy;
+#[cfg(test)]
+mod tests;
 
 pub use inbound::inbound;
 pub use outbound::{dns_cache, gateway, outbound};

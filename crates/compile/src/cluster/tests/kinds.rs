@@ -1,0 +1,182 @@
+//! Which clusters there are, and how they find endpoints.
+
+use super::super::{fixed, gateway};
+use super::*;
+use crate::audience::{GatewayAudience, IpFamilies};
+use crate::fixtures::{external, meta, port, router, sidecar, subset};
+use model::gateway::{Gateway, Server, ServerTls, ServerTlsMode, TlsVersion};
+use model::proxy::ProxyRole;
+use model::service::{Address, Resolution, TargetPort};
+use model::{Endpoint, Kind, Labels, ServicePort};
+use serde_json::json;
+use std::collections::BTreeSet;
+
+#[test]
+#[rustfmt::skip]
+fn resolutions() {
+    use Resolution::{Dns, DnsRoundRobin, DynamicDns, Passthrough};
+    let entry = |resolution| external("a.org", resolution, &[(80, Protocol::Http)]);
+    let race = Service { annotations: [("istio.io/connect-strategy", "RACE_FIRST_TCP_CONNECT")].into_iter().collect(), ..entry(Dns) };
+    let moved = Service { ports: vec![ServicePort { target: TargetPort::Number(8080), ..port(80, Protocol::Http) }], ..entry(Passthrough) };
+    let dynamic = external("*.org", DynamicDns, &[(80, Protocol::Http)]);
+    let headless = Service { resolution: Passthrough, ..cart(Protocol::Tcp) };
+    let six = OutboundAudience { families: IpFamilies { v4: false, v6: true }, ..sidecar() };
+    let named = Endpoint { address: Address::Dns("b.org".into()), weight: Some(2), ..endpoint("10.0.0.1", 80) };
+    let (one, two) = (vec![named.clone()], vec![named.clone(), named]);
+    let cache = json!({"name": "*.org_dfp_dns_cache", "dnsLookupFamily": "V4_ONLY"});
+    let rows: Vec<(&str, Service, &[Endpoint], OutboundAudience, &str, Value)> = vec![
+        ("DNS", entry(Dns), &one, sidecar(), "/type", json!("STRICT_DNS")),
+        ("a name that does not resolve delays nothing", entry(Dns), &one, sidecar(), "/waitForWarmOnInit", json!(false)),
+        ("refresh", entry(Dns), &one, sidecar(), "/dnsRefreshRate", json!("60s")),
+        ("lifetimes are respected", entry(Dns), &one, sidecar(), "/respectDnsTtl", json!(true)),
+        ("family", entry(Dns), &one, sidecar(), "/dnsLookupFamily", json!("V4_ONLY")),
+        ("the other family", entry(Dns), &one, six, "/dnsLookupFamily", json!("V6_ONLY")),
+        ("names", entry(Dns), &one, sidecar(), "/loadAssignment/endpoints/0/lbEndpoints/0/endpoint/address/socketAddress/address", json!("b.org")),
+        ("weights", entry(Dns), &one, sidecar(), "/loadAssignment/endpoints/0/loadBalancingWeight", json!(2)),
+        ("external", entry(Dns), &one, sidecar(), "/metadata/filterMetadata/istio/external", json!(true)),
+        ("round robin", entry(DnsRoundRobin), &one, sidecar(), "/type", json!("LOGICAL_DNS")),
+        ("a logical name is a single one", entry(DnsRoundRobin), &two, sidecar(), "/type", json!("STRICT_DNS")),
+        ("racing", race.clone(), &one, sidecar(), "/type", json!("LOGICAL_DNS")),
+        ("racing families", race.clone(), &one, sidecar(), "/dnsLookupFamily", json!("ALL")),
+        ("none", entry(Passthrough), &[], sidecar(), "/type", json!("ORIGINAL_DST")),
+        ("none on a gateway", entry(Passthrough), &[], router(), "/type", json!("EDS")),
+        ("another port", moved, &[], sidecar(), "/originalDstLbConfig/upstreamPortOverride", json!(8080)),
+        ("headless", headless.clone(), &[], sidecar(), "/type", json!("ORIGINAL_DST")),
+        ("headless on a gateway", headless.clone(), &[], router(), "/type", json!("EDS")),
+        ("dynamic", dynamic.clone(), &[], sidecar(), "/clusterType/typedConfig/dnsCacheConfig", cache),
+        ("dynamic balances nothing", dynamic.clone(), &[], sidecar(), "/lbPolicy", json!("CLUSTER_PROVIDED")),
+    ];
+    for (case, service, endpoints, audience, path, expected) in rows {
+        let world = World::new().service(&service).endpoints(&service, endpoints);
+        expect(case, compile(&world, &audience).values().next().expect(case), path, &expected);
+    }
+    assert!(compile(&World::new().service(&entry(Dns)), &sidecar()).is_empty(), "Envoy refuses a DNS cluster without names");
+    let alias = Service { resolution: Resolution::Alias, alias: Some(HOST.into()), ..entry(Dns) };
+    assert!(compile(&World::new().service(&alias), &sidecar()).is_empty(), "an alias has no cluster of its own");
+}
+
+#[test]
+fn subsets_follow_their_port() {
+    let rule = DestinationRule {
+        subsets: vec![subset("v1", Some(policy(balanced(Algorithm::Random)))), subset("v2", None)],
+        ..rule("app", "cart", HOST)
+    };
+    let world = world(&cart(Protocol::Http)).rule(rule);
+    let mesh = Mesh::new(world.view());
+    let audience = sidecar();
+    let resources = outbound(&mesh, &scope_of(&mesh, &audience), &audience, &cart(Protocol::Http).key);
+    let names: Vec<&str> = resources.iter().map(|resource| &**resource.name()).collect();
+    let v1 = "outbound|80|v1|cart.app.svc.cluster.local";
+    assert_eq!(names, [CLUSTER, v1, "outbound|80|v2|cart.app.svc.cluster.local"]);
+    for resource in &resources {
+        assert_eq!(resource.needs().assignments, BTreeSet::from([resource.name().clone()]));
+    }
+    let clusters = by_name(resources);
+    let rows = [
+        ("its own policy", "/lbPolicy", json!("RANDOM")),
+        ("its name", "/metadata/filterMetadata/istio/subset", json!("v1")),
+        ("its SNI", "@marked/sni", json!("outbound_.80_.v1_.cart.app.svc.cluster.local")),
+    ];
+    for (case, path, expected) in rows {
+        expect(case, &clusters[v1], path, &expected);
+    }
+}
+
+#[test]
+fn a_scope_limits_ports() {
+    let cart = service(HOST, &[(80, Protocol::Http), (81, Protocol::Http)]);
+    let world = world(&cart);
+    let mesh = Mesh::new(world.view());
+    let audience = sidecar();
+    let mut scope = scope_of(&mesh, &audience);
+    scope.services.get_mut(&cart.key.host).expect("it is visible").ports = Some(vec![81]);
+    let clusters = by_name(outbound(&mesh, &scope, &audience, &cart.key));
+    assert_eq!(clusters.keys().collect::<Vec<_>>(), ["outbound|81||cart.app.svc.cluster.local"]);
+}
+
+#[test]
+fn roles_have_their_fixed_clusters() {
+    let world = World::new();
+    let mesh = Mesh::new(world.view());
+    let of = |audience: &OutboundAudience| by_name(fixed(&mesh, &scope_of(&mesh, audience), audience));
+    let sidecars = of(&sidecar());
+    assert_eq!(sidecars.keys().collect::<Vec<_>>(), ["BlackHoleCluster", "PassthroughCluster"]);
+    assert_eq!(of(&router()).keys().collect::<Vec<_>>(), ["BlackHoleCluster"]);
+    assert!(of(&OutboundAudience { role: ProxyRole::Grpc, ..sidecar() }).is_empty());
+    let downstream = json!({"httpProtocolOptions": {}, "http2ProtocolOptions": {}});
+    let rows = [
+        ("/type", json!("ORIGINAL_DST")),
+        ("/lbPolicy", json!("CLUSTER_PROVIDED")),
+        ("@http/commonHttpProtocolOptions/idleTimeout", json!("300s")),
+        ("@http/useDownstreamProtocolConfig", downstream),
+    ];
+    for (path, expected) in rows {
+        expect("passthrough", &sidecars["PassthroughCluster"], path, &expected);
+    }
+}
+
+#[test]
+fn libraries_get_what_they_know() {
+    let library = OutboundAudience { role: ProxyRole::Grpc, has_identity: false, ..sidecar() };
+    let ads = json!({"ads": {}, "initialFetchTimeout": "0s", "resourceApiVersion": "V3"});
+    let expected = json!({
+        "name": CLUSTER,
+        "type": "EDS",
+        "edsClusterConfig": {"edsConfig": ads, "serviceName": CLUSTER},
+    });
+    assert_eq!(under(Protocol::Grpc, balanced(Algorithm::Random), &library), expected);
+}
+
+#[test]
+fn gateways_that_pass_tls_through_have_a_cluster_for_each_server_name() {
+    let tls = ServerTls {
+        https_redirect: false,
+        mode: ServerTlsMode::AutoPassthrough,
+        server_certificate: None,
+        private_key: None,
+        ca_certificates: None,
+        ca_crl: None,
+        credential_name: None,
+        credential_names: Vec::new(),
+        tls_certificates: Vec::new(),
+        ca_cert_credential_name: None,
+        subject_alt_names: Vec::new(),
+        verify_certificate_spki: Vec::new(),
+        verify_certificate_hash: Vec::new(),
+        min_version: TlsVersion::Auto,
+        max_version: TlsVersion::Auto,
+        cipher_suites: Vec::new(),
+        ecdh_curves: Vec::new(),
+        insecure_skip_verify: false,
+    };
+    let server = Server {
+        index: 0,
+        name: None,
+        port: 15443,
+        port_name: "tls".into(),
+        protocol: Protocol::Tls,
+        bind: None,
+        hosts: Vec::new(),
+        tls: Some(tls),
+    };
+    let meta = meta(Kind::Gateway, "app", "edge");
+    let edge = Gateway { meta, selector: Labels::new(), servers: vec![server] };
+    let selected = |gateways| GatewayAudience { gateways, port_map: BTreeMap::new() };
+    let with_edge = selected(vec![edge.meta.key.clone()]);
+    let world = world(&cart(Protocol::Grpc))
+        .service(&external("a.org", Resolution::ClientSide, &[(80, Protocol::Http)]))
+        .rule(DestinationRule { subsets: vec![subset("v1", None)], ..rule("app", "cart", HOST) })
+        .build(|builder| builder.set_gateway(edge));
+    let mesh = Mesh::new(world.view());
+    let audience = router();
+    let scope = scope_of(&mesh, &audience);
+    let clusters = by_name(gateway(&mesh, &scope, &audience, &with_edge));
+    let names =
+        ["outbound_.80_._.cart.app.svc.cluster.local", "outbound_.80_.v1_.cart.app.svc.cluster.local"];
+    assert_eq!(clusters.keys().collect::<Vec<_>>(), names, "and none for hosts outside the mesh");
+    for cluster in clusters.values() {
+        expect("TLS is not touched", cluster, "/transportSocketMatches", &Value::Null);
+        expect("nor what is inside", cluster, "@http", &Value::Null);
+    }
+    assert!(gateway(&mesh, &scope, &audience, &selected(Vec::new())).is_empty());
+}
