@@ -11,6 +11,8 @@
 mod action;
 mod destination;
 mod domains;
+#[cfg(test)]
+mod fixture;
 mod gateway;
 mod grpc;
 mod matcher;
@@ -42,13 +44,8 @@ pub fn outbound(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience, nam
     let mut virtual_hosts = builder.virtual_hosts();
     let mut rest = virtual_host::configuration(name);
     match wanted {
-        sidecar::Wanted::Service(host, port) => {
-            let own = names::host_port(host, port);
-            virtual_hosts.retain(|draft| draft.host.name == own);
-            if virtual_hosts.is_empty() {
-                return None;
-            }
-        }
+        sidecar::Wanted::Service(..) if virtual_hosts.is_empty() => return None,
+        sidecar::Wanted::Service(..) => {}
         sidecar::Wanted::Port(_) => virtual_hosts.push(sidecar::catch_all(destinations)),
         sidecar::Wanted::EveryPort => {
             // The same host is behind several ports here, which only the port can tell apart.
@@ -127,4 +124,149 @@ pub fn inbound(mesh: &Mesh<'_>, inbound: InboundRoute<'_>) -> RouteConfiguration
 fn set_timeout(action: &mut RouteAction, timeout: Duration) {
     action.timeout = wire::duration(timeout);
     action.max_grpc_timeout = wire::duration(timeout);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::{World, destination, rule, rule_of, under, weighted, when};
+    use super::*;
+    use model::proxy::ProxyRole;
+    use model::view::Key;
+    use model::virtual_service::{HttpAction, HttpRule, Mirror, Retries};
+    use model::{Kind, ObjectKey};
+    use prost::Message;
+
+    fn world() -> World {
+        let canary = HttpAction::Route(vec![weighted("cart|a", 90), weighted("cart|b", 10)]);
+        let mirrored = HttpRule {
+            mirrors: vec![Mirror { destination: destination("mail|copy"), percentage: None }],
+            ..rule_of(canary)
+        };
+        World::new()
+            .service("shop/cart", "80/http 90/http")
+            .service("shop/mail", "80/http")
+            .service("shop/unrelated", "81/http")
+            .rules(
+                "shop/cart",
+                &["cart.shop.svc.cluster.local", "www.example.com"],
+                vec![when(vec![under("/mail")], rule("mail")), mirrored],
+                |_| {},
+            )
+            .rules("shop/mail", &["mail.shop.svc.cluster.local"], vec![rule("mail|v1")], |_| {})
+    }
+
+    fn built(world: &World, name: &str) -> (Resource, Vec<Key>) {
+        let (scope, audience) = world.client(ProxyRole::Sidecar, "shop", |_| {});
+        let mesh = Mesh::new(world.view());
+        let resource = outbound(&mesh, &scope, &audience, name).unwrap();
+        (resource, mesh.into_reads().into_iter().collect())
+    }
+
+    #[test]
+    fn fragments_are_the_virtual_hosts_of_the_message() {
+        let (resource, _) = built(&world(), "80");
+        let message = RouteConfiguration::decode(resource.bytes().clone()).unwrap();
+        let fragments = resource.virtual_hosts().unwrap();
+        assert_eq!(fragments.len(), message.virtual_hosts.len());
+        for (fragment, host) in fragments.iter().zip(&message.virtual_hosts) {
+            let one = RouteConfiguration::decode(fragment.field.clone()).unwrap();
+            assert_eq!(one.virtual_hosts, [host.clone()]);
+            assert_eq!(*fragment.name, *host.name);
+            let domains: Vec<&str> = fragment.domains.iter().map(AsRef::as_ref).collect();
+            let mut expected: Vec<&str> = host.domains.iter().map(String::as_str).collect();
+            expected.sort_unstable();
+            assert_eq!(domains, expected);
+        }
+        // The one copy of each route is the same as encoding the message as a whole.
+        let again = RouteConfiguration::decode(message.encode_to_vec().as_slice()).unwrap();
+        assert_eq!(again, message);
+    }
+
+    #[test]
+    fn fragments_know_their_clusters() {
+        let (resource, _) = built(&world(), "80");
+        let fragments = resource.virtual_hosts().unwrap();
+        let clusters = |name: &str| {
+            let fragment = fragments.iter().find(|fragment| &*fragment.name == name).unwrap();
+            fragment.clusters.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            clusters("www.example.com:80"),
+            [
+                "outbound|80|a|cart.shop.svc.cluster.local",
+                "outbound|80|b|cart.shop.svc.cluster.local",
+                "outbound|80|copy|mail.shop.svc.cluster.local",
+                "outbound|80||mail.shop.svc.cluster.local",
+            ]
+        );
+        assert_eq!(clusters("allow_any"), ["PassthroughCluster"]);
+        assert_eq!(resource.needs().clusters.len(), 6);
+    }
+
+    #[test]
+    fn equal_meshes_make_equal_bytes() {
+        for name in ["80", "90", "http_proxy"] {
+            let (first, _) = built(&world(), name);
+            let (second, _) = built(&world(), name);
+            assert_eq!(first, second, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_counts_on_the_port_is_read() {
+        let object = |name| Key::Object(ObjectKey::new(Kind::VirtualService, "shop", name));
+        let (_, reads) = built(&world(), "90");
+        assert!(reads.contains(&object("cart")));
+        assert!(!reads.contains(&object("mail")));
+        let service = |name: &str| {
+            Key::Service(model::ServiceKey {
+                host: model::Hostname::new(format!("{name}.shop.svc.cluster.local")),
+                namespace: model::Namespace::new("shop"),
+            })
+        };
+        assert!(reads.contains(&service("cart")));
+        assert!(!reads.contains(&service("unrelated")));
+        assert!(!reads.iter().any(|key| matches!(key, Key::Endpoints(_))));
+    }
+
+    #[test]
+    fn inbound_requests_go_to_the_application_for_as_long_as_it_takes() {
+        let world = World::new().config(|config| {
+            config.default_inbound_http_retry = Some(Retries { attempts: 5, ..Retries::default() });
+        });
+        let mesh = Mesh::new(world.view());
+        let route = InboundRoute {
+            cluster: "inbound|8080||",
+            host: "cart.shop.svc.cluster.local",
+            port: 80,
+            protocol: Protocol::Http,
+        };
+        let got = inbound(&mesh, route);
+        assert_eq!(got.name, "inbound|8080||");
+        assert!(!got.ignore_port_in_host_matching);
+        let host = &got.virtual_hosts[0];
+        assert_eq!((host.name.as_str(), host.domains.as_slice()), ("inbound|http|80", &["*".to_owned()][..]));
+        assert_eq!(host.routes[0].name, "default");
+        let operation = host.routes[0].decorator.as_ref().map(|decorator| decorator.operation.as_str());
+        assert_eq!(operation, Some("cart.shop.svc.cluster.local:80/*"));
+        let action = |configuration: &RouteConfiguration| match configuration.virtual_hosts[0].routes[0]
+            .action
+            .clone()
+        {
+            Some(proto::envoy::config::route::v3::route::Action::Route(action)) => action,
+            other => panic!("{other:?}"),
+        };
+        let http = action(&got);
+        assert_eq!(http.timeout, wire::no_timeout());
+        let limits = http.max_stream_duration.unwrap();
+        assert_eq!(limits.grpc_timeout_header_max, wire::no_timeout());
+        assert_eq!(http.retry_policy.and_then(|policy| policy.num_retries), wire::u32_value(5));
+        let grpc = action(&inbound(&mesh, InboundRoute { protocol: Protocol::Grpc, ..route }));
+        assert_eq!(grpc.retry_policy, None);
+        let passthrough = InboundRoute { cluster: "InboundPassthroughCluster", host: "", port: 0, ..route };
+        let got = inbound(&mesh, passthrough);
+        assert_eq!(got.virtual_hosts[0].name, "inbound|http|0");
+        let operation = got.virtual_hosts[0].routes[0].decorator.clone().map(|decorator| decorator.operation);
+        assert_eq!(operation.as_deref(), Some(":0/*"));
+    }
 }

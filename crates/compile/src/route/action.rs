@@ -244,3 +244,211 @@ fn header_option(name: &str, value: &str, action: HeaderAppendAction) -> HeaderV
         ..HeaderValueOption::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::virtual_service::{FaultAbort as ModelAbort, FaultDelay as ModelDelay};
+    use std::time::Duration;
+
+    fn retries(conditions: &str) -> Retries {
+        Retries { attempts: 1, retry_on: Some(conditions.into()), ..Retries::default() }
+    }
+
+    #[test]
+    fn retry_conditions_are_words_and_codes() {
+        let cases: [(&str, &str, &[u32]); 6] = [
+            ("5xx, connect-failure", "5xx,connect-failure", &[]),
+            ("5xx,503,429", "5xx,retriable-status-codes", &[503, 429]),
+            ("gateway-error,retriable-status-codes,504", "gateway-error,retriable-status-codes", &[504]),
+            ("500,502", ",retriable-status-codes", &[500, 502]),
+            ("", DEFAULT_RETRY_ON, &[]),
+            ("99999", "99999", &[]),
+        ];
+        for (conditions, words, codes) in cases {
+            let got = retry_policy(Some(&retries(conditions)), false).unwrap();
+            assert_eq!((got.retry_on.as_str(), got.retriable_status_codes.as_slice()), (words, codes));
+        }
+    }
+
+    #[test]
+    fn a_retry_avoids_hosts_that_were_tried_unless_hashed_or_told_otherwise() {
+        let told =
+            |ignore_previous_hosts| Retries { attempts: 1, ignore_previous_hosts, ..Retries::default() };
+        let cases =
+            [(None, false, true), (None, true, false), (Some(true), true, true), (Some(false), false, false)];
+        for (told_so, hashed, avoids) in cases {
+            let got = retry_policy(Some(&told(told_so)), hashed).unwrap();
+            assert_eq!(!got.retry_host_predicate.is_empty(), avoids, "{told_so:?} {hashed}");
+        }
+    }
+
+    #[test]
+    fn further_retry_settings_are_carried_over() {
+        let got = retry_policy(
+            Some(&Retries {
+                attempts: 7,
+                per_try_timeout: Some(Duration::from_millis(1500)),
+                remote_localities: Some(true),
+                backoff: Some(Duration::from_millis(40)),
+                ..Retries::default()
+            }),
+            false,
+        )
+        .unwrap();
+        assert_eq!(got.num_retries, wire::u32_value(7));
+        assert_eq!(got.per_try_timeout, wire::duration(Duration::from_millis(1500)));
+        assert_eq!(got.retry_back_off.unwrap().base_interval, wire::duration(Duration::from_millis(40)));
+        assert_eq!(got.retry_priority, Some(previous_priorities()));
+        let local = Retries { attempts: 1, remote_localities: Some(false), ..Retries::default() };
+        assert_eq!(retry_policy(Some(&local), false).unwrap().retry_priority, None);
+    }
+
+    #[test]
+    fn inbound_retries_take_attempts_conditions_and_back_off_only() {
+        let default = inbound_retry_policy(None).unwrap();
+        assert_eq!(
+            (default.retry_on.as_str(), default.num_retries),
+            ("reset-before-request", wire::u32_value(2))
+        );
+        let off = Retries { attempts: 0, ..Retries::default() };
+        assert_eq!(inbound_retry_policy(Some(&off)), None);
+        let got = inbound_retry_policy(Some(&Retries {
+            attempts: 5,
+            per_try_timeout: Some(Duration::from_secs(1)),
+            remote_localities: Some(true),
+            backoff: Some(Duration::from_millis(50)),
+            ..retries("reset,503")
+        }))
+        .unwrap();
+        let expected = RetryPolicy {
+            num_retries: wire::u32_value(5),
+            retry_on: "reset,retriable-status-codes".to_owned(),
+            retriable_status_codes: vec![503],
+            retry_back_off: Some(RetryBackOff {
+                base_interval: wire::duration(Duration::from_millis(50)),
+                ..RetryBackOff::default()
+            }),
+            ..RetryPolicy::default()
+        };
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn redirects_leave_out_the_schemes_own_port() {
+        // Port, scheme, whether the listener has TLS, and the port in the answer.
+        let cases = [
+            (None, None, false, 0),
+            (Some(RedirectPort::Number(8443)), Some("https"), false, 8443),
+            (Some(RedirectPort::Number(443)), Some("https"), false, 0),
+            (Some(RedirectPort::Number(443)), None, false, 443),
+            (Some(RedirectPort::Number(443)), None, true, 0),
+            (Some(RedirectPort::Number(80)), None, false, 0),
+            (Some(RedirectPort::Number(80)), None, true, 80),
+            (Some(RedirectPort::FromRequestPort), None, false, 8080),
+            (Some(RedirectPort::FromProtocolDefault), Some("https"), false, 0),
+        ];
+        for (port, scheme, tls, expected) in cases {
+            let wanted = Redirect {
+                uri: None,
+                authority: Some("www".into()),
+                port,
+                scheme: scheme.map(Into::into),
+                code: 301,
+            };
+            let got = redirect(&wanted, 8080, tls).unwrap();
+            assert_eq!(got.port_redirect, expected, "{wanted:?} tls {tls}");
+            assert_eq!(got.host_redirect, "www");
+            assert_eq!(got.path_rewrite_specifier, None);
+        }
+    }
+
+    #[test]
+    fn redirects_replace_the_path_or_its_prefix() {
+        let to = |uri: &str| Redirect {
+            uri: Some(uri.into()),
+            authority: None,
+            port: None,
+            scheme: None,
+            code: 308,
+        };
+        let got = redirect(&to("/a?b=1"), 80, false).unwrap();
+        assert_eq!(got.path_rewrite_specifier, Some(PathRewriteSpecifier::PathRedirect("/a?b=1".to_owned())));
+        assert_eq!(got.response_code, i32::from(RedirectResponseCode::PermanentRedirect));
+        let got = redirect(&to("%PREFIX()%/docs"), 80, false).unwrap();
+        assert_eq!(got.path_rewrite_specifier, Some(PathRewriteSpecifier::PrefixRewrite("/docs".to_owned())));
+    }
+
+    #[test]
+    fn bodies_are_text_or_bytes() {
+        let body = |body| direct_response(&DirectResponse { status: 503, body }).body.unwrap().specifier;
+        assert_eq!(
+            body(Some(DirectBody::Text("no".into()))),
+            Some(data_source::Specifier::InlineString("no".to_owned()))
+        );
+        assert_eq!(
+            body(Some(DirectBody::Bytes([0xff].into()))),
+            Some(data_source::Specifier::InlineBytes(vec![0xff].into()))
+        );
+        assert_eq!(direct_response(&DirectResponse { status: 204, body: None }).body, None);
+    }
+
+    #[test]
+    fn faults_keep_their_denominators() {
+        let share = |numerator, denominator| Some(Percent { numerator, denominator });
+        let got = fault(&Fault {
+            delay: Some(ModelDelay { fixed: Duration::from_secs(2), percentage: None }),
+            abort: Some(ModelAbort {
+                status: AbortStatus::Grpc(14),
+                percentage: share(500_000, Denominator::Million),
+            }),
+        })
+        .unwrap();
+        assert_eq!(got.delay.unwrap().percentage, Some(wire::fraction(NEVER)));
+        let abort = got.abort.unwrap();
+        assert_eq!(abort.error_type, Some(fault_abort::ErrorType::GrpcStatus(14)));
+        assert_eq!(abort.percentage.map(|share| (share.numerator, share.denominator)), Some((500_000, 2)));
+
+        let got = fault(&Fault {
+            delay: Some(ModelDelay {
+                fixed: Duration::from_secs(2),
+                percentage: share(20, Denominator::Hundred),
+            }),
+            abort: Some(ModelAbort { status: AbortStatus::Http(500), percentage: None }),
+        })
+        .unwrap();
+        assert_eq!(
+            got.delay.unwrap().percentage.map(|share| (share.numerator, share.denominator)),
+            Some((20, 0))
+        );
+        assert_eq!(got.abort.unwrap().percentage, None);
+    }
+
+    #[test]
+    fn cors_settings_are_joined_and_preflights_forwarded() {
+        use model::route::StringMatch;
+        let got = cors(&Cors {
+            allow_origins: vec![
+                StringMatch::Exact("https://a".into()),
+                StringMatch::Prefix("https://".into()),
+            ],
+            allow_methods: vec!["GET".into(), "POST".into()],
+            allow_headers: vec!["a".into(), "b".into()],
+            expose_headers: vec!["c".into()],
+            max_age: Some(Duration::from_secs(600)),
+            allow_credentials: Some(true),
+            forward_unmatched_preflights: Some(false),
+        });
+        assert_eq!(got.allow_origin_string_match, [wire::exact("https://a"), wire::prefix("https://")]);
+        assert_eq!(
+            (got.allow_methods.as_str(), got.allow_headers.as_str(), got.expose_headers.as_str()),
+            ("GET,POST", "a,b", "c")
+        );
+        assert_eq!((got.max_age.as_str(), got.allow_credentials), ("600", wire::bool_value(true)));
+        assert_eq!(got.forward_not_matching_preflights, wire::bool_value(false));
+        let default = cors(&Cors::default());
+        assert_eq!(default.forward_not_matching_preflights, wire::bool_value(true));
+        assert_eq!((default.max_age.as_str(), default.allow_credentials), ("", None));
+        assert_eq!(default.filter_enabled, Some(wire::runtime_fraction(wire::ALL)));
+    }
+}

@@ -11,7 +11,7 @@ use super::domains::{self, Client};
 use super::sidecar::{Builder, Wanted};
 use super::virtual_host::{self, Draft};
 use crate::audience::OutboundAudience;
-use crate::names::{self, OutboundRoute};
+use crate::names::{self, OutboundName, OutboundRoute};
 use crate::scope::Scope;
 use model::{Mesh, ServiceKey};
 use proto::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -33,10 +33,15 @@ const RETRIABLE: [&str; 5] =
 /// What stands for the client's own channel in hash policies.
 const CHANNEL_ID: &str = "io.grpc.channel_id";
 
-/// Returns the route configuration of a service for gRPC libraries, by its name `host:port`. Its one virtual host
-/// answers to every form of the authority that leads to the service. Nothing if there is no such service.
+/// Returns the route configuration of a service for gRPC libraries, by its name: that of the service's cluster, or
+/// `host:port`. Its one virtual host answers to every form of the authority that leads to the service. Nothing if
+/// there is no such service.
 pub fn grpc(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience, name: &str) -> Option<Resource> {
-    let OutboundRoute::Service { host, port } = OutboundRoute::parse(name)? else { return None };
+    let (host, port) = match (OutboundName::parse_cluster(name), OutboundRoute::parse(name)) {
+        (Some(OutboundName { host, port, .. }), _) => (host, port),
+        (None, Some(OutboundRoute::Service { host, port })) => (host, port),
+        _ => return None,
+    };
     let wanted = Wanted::Service(host, port);
     let listener = scope.egress.iter().find(|listener| {
         listener.port.as_ref().is_none_or(|at| at.number == port)
@@ -45,13 +50,13 @@ pub fn grpc(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience, name: &
     let destinations = Destinations { mesh, scope, audience };
     let builder = Builder { destinations, listener, wanted };
     let mut virtual_hosts = builder.virtual_hosts();
-    virtual_hosts.retain(|draft| draft.host.name == name);
+    let own = names::host_port(host, port);
     for draft in &mut virtual_hosts {
         let service = listener.services.iter().map(|service| &service.key);
         let service = service.clone().find(|key| key.host.as_str() == host)?;
         draft.host.domains = authorities(mesh, audience, service, port);
         draft.host.include_request_attempt_count = false;
-        draft.routes = simplified(draft, name);
+        draft.routes = simplified(draft, &own);
     }
     if virtual_hosts.is_empty() {
         return None;
@@ -209,4 +214,177 @@ fn simplify_hash(policy: HashPolicy) -> Option<HashPolicy> {
         _ => return None,
     };
     Some(HashPolicy { policy_specifier: Some(specifier), terminal: policy.terminal })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::fixture::{World, hashed, host, hosts, routes, rule, rule_of, under, weighted, when};
+    use model::destination_rule::{HashKey, TrafficPolicy};
+    use model::route::{StringMatch, ValueMatch};
+    use model::virtual_service::{
+        AbortStatus, Fault, FaultAbort, HttpAction, HttpMatch, HttpRule, Mirror, Retries,
+    };
+    use std::time::Duration as StdDuration;
+
+    const CART: &str = "cart.shop.svc.cluster.local:80";
+
+    fn built(rules: Vec<HttpRule>) -> Vec<Route> {
+        let world = World::new().service("shop/cart", "80/grpc").rules(
+            "shop/rules",
+            &["cart.shop.svc.cluster.local"],
+            rules,
+            |_| {},
+        );
+        host(&world.grpc("shop", CART).unwrap(), CART).routes.clone()
+    }
+
+    fn action_of(route: &Route) -> &RouteAction {
+        match &route.action {
+            Some(Action::Route(action)) => action,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_virtual_host_answers_to_every_authority() {
+        let world = World::new().service("shop/cart", "80/grpc 90/grpc");
+        for name in [CART, "outbound|80||cart.shop.svc.cluster.local"] {
+            let got = world.grpc("shop", name).unwrap();
+            assert_eq!(got.name, name);
+            assert_eq!(
+                hosts(&got),
+                ["cart.shop.svc.cluster.local:80 = cart.shop.svc.cluster.local:80 \
+                  cart.shop.svc.cluster.local cart.shop.svc.cluster.local.:80 cart.shop.svc.cluster.local. \
+                  cart:80 cart cart.shop.svc:80 cart.shop.svc cart.shop:80 cart.shop 10.0.0.1:80 10.0.0.1"]
+            );
+            assert_eq!(routes(&got, CART), ["/* -> 80||cart.shop"]);
+        }
+        for name in ["gone.shop.svc.cluster.local:80", "cart.shop.svc.cluster.local:81", "80", "x"] {
+            assert!(world.grpc("shop", name).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_default_route_retries_what_libraries_can() {
+        let got = built(Vec::new());
+        let expected = RetryPolicy {
+            retry_on: "unavailable,cancelled".to_owned(),
+            num_retries: Some(2.into()),
+            ..RetryPolicy::default()
+        };
+        assert_eq!(action_of(&got[0]).retry_policy, Some(expected));
+        let only = |conditions: &str| {
+            let retries = Retries { attempts: 1, retry_on: Some(conditions.into()), ..Retries::default() };
+            action_of(&built(vec![HttpRule { retries: Some(retries), ..rule("cart") }])[0])
+                .retry_policy
+                .clone()
+        };
+        assert_eq!(only("5xx,reset"), None);
+        assert_eq!(only("5xx,internal").map(|policy| policy.retry_on), Some("internal".to_owned()));
+    }
+
+    #[test]
+    fn only_what_libraries_understand_is_left() {
+        let mut a = weighted("cart|a", 1);
+        a.headers.request.set.insert("x".into(), "y".into());
+        let got = built(vec![HttpRule {
+            timeout: Some(StdDuration::from_secs(3)),
+            rewrite: Some(model::virtual_service::Rewrite { uri: Some("/new".into()), ..Default::default() }),
+            mirrors: vec![Mirror { destination: weighted("cart|m", 0).destination, percentage: None }],
+            cors: Some(Default::default()),
+            fault: Some(Fault {
+                delay: None,
+                abort: Some(FaultAbort { status: AbortStatus::Grpc(14), percentage: None }),
+            }),
+            ..rule_of(HttpAction::Route(vec![a, weighted("cart|b", 3)]))
+        }]);
+        let action = action_of(&got[0]);
+        let deadline = action.max_stream_duration.as_ref().and_then(|limits| limits.max_stream_duration);
+        assert_eq!(deadline, Some(StdDuration::from_secs(3).into()));
+        assert_eq!((action.timeout, action.prefix_rewrite.as_str()), (None, ""));
+        assert!(action.request_mirror_policies.is_empty());
+        assert_eq!(got[0].typed_per_filter_config.keys().collect::<Vec<_>>(), ["envoy.filters.http.fault"]);
+        assert!(got[0].metadata.is_none() && got[0].decorator.is_none());
+        let Some(ClusterSpecifier::WeightedClusters(weighted)) = &action.cluster_specifier else { panic!() };
+        assert!(weighted.clusters.iter().all(|cluster| cluster.request_headers_to_add.is_empty()));
+        assert_eq!(weighted.clusters.len(), 2);
+    }
+
+    #[test]
+    fn conditions_are_kept_settled_or_make_a_rule_impossible() {
+        let exact = |text: &str| StringMatch::Exact(text.into());
+        let value = |name: &str, matched| [(name.into(), ValueMatch::Value(matched))].into_iter().collect();
+        let none = HttpMatch::default;
+        // Whether a rule with this condition is there, and how many headers it still looks at.
+        let cases = [
+            (under("/pkg."), Some(0)),
+            (HttpMatch { headers: value("X-A", exact("1")), ..none() }, Some(1)),
+            (HttpMatch { without_headers: value("x-a", exact("1")), ..none() }, Some(1)),
+            (HttpMatch { method: Some(exact("POST")), ..none() }, Some(0)),
+            (HttpMatch { method: Some(exact("GET")), ..none() }, None),
+            (HttpMatch { authority: Some(StringMatch::Prefix("cart.shop".into())), ..none() }, Some(0)),
+            (HttpMatch { authority: Some(exact("other")), ..none() }, None),
+            (HttpMatch { authority: Some(StringMatch::Regex("c.*".into())), ..none() }, None),
+            (HttpMatch { query_params: value("q", exact("1")), ..none() }, None),
+            (HttpMatch { headers: value("@request.auth.claims.a", exact("1")), ..none() }, None),
+            (HttpMatch { without_headers: value("@request.auth.claims.a", exact("1")), ..none() }, Some(0)),
+        ];
+        for (conditions, expected) in cases {
+            let got = built(vec![when(vec![conditions.clone()], rule("cart|yes")), rule("cart|no")]);
+            let first = (got.len() == 2).then(|| got[0].r#match.as_ref().unwrap());
+            assert_eq!(first.map(|matched| matched.headers.len()), expected, "{conditions:?}");
+        }
+    }
+
+    #[test]
+    #[expect(deprecated, reason = "older libraries do not know the newer form")]
+    fn headers_are_matched_in_the_form_that_all_versions_read() {
+        let header = |matched| HttpMatch {
+            headers: [("X-A".into(), matched)].into_iter().collect(),
+            ..HttpMatch::default()
+        };
+        let cases = [
+            (ValueMatch::Present, HeaderMatchSpecifier::PresentMatch(true)),
+            (
+                ValueMatch::Value(StringMatch::Exact("1".into())),
+                HeaderMatchSpecifier::ExactMatch("1".to_owned()),
+            ),
+            (
+                ValueMatch::Value(StringMatch::Prefix("1".into())),
+                HeaderMatchSpecifier::PrefixMatch("1".to_owned()),
+            ),
+            (
+                ValueMatch::Value(StringMatch::Regex("1+".into())),
+                HeaderMatchSpecifier::SafeRegexMatch(crate::wire::regex("1+")),
+            ),
+        ];
+        for (matched, expected) in cases {
+            let got = built(vec![when(vec![header(matched)], rule("cart"))]);
+            let headers = &got[0].r#match.as_ref().unwrap().headers;
+            assert_eq!(headers[0].name, "x-a");
+            assert_eq!(headers[0].header_match_specifier, Some(expected));
+        }
+    }
+
+    #[test]
+    fn hashing_is_by_header_or_by_client() {
+        let cases = [
+            (HashKey::Header("x".into()), 1),
+            (HashKey::SourceIp(true), 1),
+            (HashKey::SourceIp(false), 0),
+            (HashKey::QueryParameter("q".into()), 0),
+        ];
+        for (key, count) in cases {
+            let policy = TrafficPolicy { base: hashed(key.clone()), ..TrafficPolicy::default() };
+            let world = World::new().service("shop/cart", "80/grpc").policy(
+                "shop/cart",
+                "cart.shop.svc.cluster.local",
+                policy,
+                Vec::new(),
+            );
+            let got = world.grpc("shop", CART).unwrap();
+            assert_eq!(action_of(&host(&got, CART).routes[0]).hash_policy.len(), count, "{key:?}");
+        }
+    }
 }
