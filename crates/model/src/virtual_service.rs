@@ -64,6 +64,8 @@ pub struct HttpRule {
     pub fault: Option<Fault>,
     /// Copies of the request that are sent elsewhere (`mirror` and `mirrors`).
     pub mirrors: Vec<Mirror>,
+    /// The share of `mirror`, also without one: a rule that is delegated to inherits it for its own `mirror`.
+    pub mirror_percentage: Option<Percent>,
     /// Cross-origin policy.
     pub cors: Option<Cors>,
     /// Header operations of the rule.
@@ -269,7 +271,8 @@ pub enum AbortStatus {
 pub struct Mirror {
     /// Where to.
     pub destination: Destination,
-    /// How many; none for all.
+    /// How many; none for all, which only `mirror` leaves open (`mirrors` have their share written out). Zero means
+    /// that there is no mirroring.
     pub percentage: Option<Percent>,
 }
 
