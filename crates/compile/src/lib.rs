@@ -12,6 +12,7 @@ pub mod endpoint;
 mod fixtures;
 pub mod gateway;
 pub mod grpc;
+pub mod listener;
 pub mod names;
 pub mod node;
 pub mod route;

@@ -10,9 +10,9 @@ use crate::audience::{
 use crate::scope;
 use crate::shared::Shared;
 use model::labels::topology;
-use model::proxy::ProxyRole;
+use model::proxy::{Interception, ProxyRole};
 use model::service::{Registry, TargetPort};
-use model::sidecar::IngressEndpoint;
+use model::sidecar::{CaptureMode, IngressEndpoint};
 use model::view::ServiceRow;
 use model::{
     Labels, Locality, Mesh, MeshView, MtlsMode, Namespace, PeerAuthentication, Proxy, ServiceKey, Str,
@@ -241,10 +241,13 @@ fn target(row: &ServiceRow, workload: Option<&Workload>) -> ServiceTarget {
 fn needs_instance_ip(mesh: &Mesh<'_>, outbound: &OutboundAudience) -> bool {
     let Some(key) = &outbound.scope.sidecar else { return false };
     mesh.sidecars(&key.namespace).filter(|sidecar| sidecar.meta.key == *key).any(|sidecar| {
-        sidecar
-            .ingress
-            .iter()
-            .any(|listener| matches!(listener.default_endpoint, IngressEndpoint::Instance(_)))
+        sidecar.ingress.iter().any(|listener| {
+            // A listener that is really bound takes the workload's address unless it names one.
+            let bound =
+                outbound.interception == Interception::None || listener.capture_mode == CaptureMode::None;
+            matches!(listener.default_endpoint, IngressEndpoint::Instance(_))
+                || (bound && listener.bind.as_ref().is_none_or(|bind| bind.is_empty()))
+        })
     })
 }
 
