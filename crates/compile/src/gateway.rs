@@ -223,7 +223,7 @@ mod tests {
             protocol: Protocol::parse(protocol),
             bind,
             hosts: hosts.collect(),
-            tls: tls.map(|mode| tls_settings(mode)),
+            tls: tls.map(tls_settings),
         }
     }
 

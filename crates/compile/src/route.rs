@@ -170,7 +170,8 @@ mod tests {
         assert_eq!(fragments.len(), message.virtual_hosts.len());
         for (fragment, host) in fragments.iter().zip(&message.virtual_hosts) {
             let one = RouteConfiguration::decode(fragment.field.clone()).unwrap();
-            assert_eq!(one.virtual_hosts, [host.clone()]);
+            assert_eq!(one.virtual_hosts.first(), Some(host));
+            assert_eq!(one.virtual_hosts.len(), 1);
             assert_eq!(*fragment.name, *host.name);
             let domains: Vec<&str> = fragment.domains.iter().map(AsRef::as_ref).collect();
             let mut expected: Vec<&str> = host.domains.iter().map(String::as_str).collect();

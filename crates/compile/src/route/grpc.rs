@@ -183,14 +183,14 @@ fn simplify_action(action: RouteAction) -> RouteAction {
             max_stream_duration: Some(deadline),
             ..MaxStreamDuration::default()
         }),
-        retry_policy: action.retry_policy.and_then(simplify_retries),
+        retry_policy: action.retry_policy.as_ref().and_then(simplify_retries),
         hash_policy: action.hash_policy.into_iter().filter_map(simplify_hash).collect(),
         ..RouteAction::default()
     }
 }
 
 /// Returns the retries that libraries make by themselves; nothing if none of the conditions is a gRPC status.
-fn simplify_retries(policy: RetryPolicy) -> Option<RetryPolicy> {
+fn simplify_retries(policy: &RetryPolicy) -> Option<RetryPolicy> {
     let known: Vec<&str> =
         policy.retry_on.split(',').map(str::trim).filter(|word| RETRIABLE.contains(word)).collect();
     if known.is_empty() {

@@ -184,7 +184,7 @@ impl<'m, 'a> Builder<'m, 'a> {
         for row in &rows {
             let (hosts, services) = split_hosts(row, listed, by_host, &winners);
             let anywhere = matches!(self.wanted, Wanted::Port(WELL_KNOWN_PORT));
-            if services.is_empty() && !(anywhere && !hosts.is_empty()) {
+            if services.is_empty() && (hosts.is_empty() || !anywhere) {
                 continue;
             }
             for index in self.groups_of(row, &hosts, &services, listed, anywhere, &mut groups) {
