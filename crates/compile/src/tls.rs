@@ -12,6 +12,9 @@
 //! TLS is demanded of one, its connections fail ([`unusable`]), so that neither plain text leaks nor a cluster
 //! waits for ever.
 
+#[cfg(test)]
+mod tests;
+
 use crate::audience::{CertificateFiles, InboundAudience, OutboundAudience, Switches};
 use model::destination_rule::{ClientTls, ClientTlsMode};
 use model::gateway::{ServerTls, ServerTlsMode, TlsVersion};
@@ -51,8 +54,9 @@ const SYSTEM_ROOTS: &str = "system";
 /// Where a proxy without an agent finds the system's authorities: the path of Debian's and Envoy's own images.
 const SYSTEM_ROOTS_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// The extension that swaps workload metadata ahead of a stream, after this ALPN was agreed on.
-const METADATA_EXCHANGE: &str = "istio.metadata_exchange";
-const METADATA_EXCHANGE_ALPN: &str = "istio-peer-exchange";
+pub(crate) const METADATA_EXCHANGE: &str = "istio.metadata_exchange";
+/// The ALPN that stands for it.
+pub(crate) const METADATA_EXCHANGE_ALPN: &str = "istio-peer-exchange";
 /// The ALPN of mutual TLS inside the mesh.
 const MESH_ALPN: &str = "istio";
 

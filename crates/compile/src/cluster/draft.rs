@@ -1,12 +1,13 @@
 //! A cluster that is being put together.
 
+use crate::tls::{METADATA_EXCHANGE, METADATA_EXCHANGE_ALPN};
 use crate::wire;
 use model::destination_rule::ProxyProtocol;
 use prost::Message;
-use proto::envoy::config::cluster::v3::Cluster;
 use proto::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
 };
+use proto::envoy::config::cluster::v3::{Cluster, Filter};
 use proto::envoy::config::common::matcher::v3::MatchPredicate;
 use proto::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, Metadata,
@@ -18,10 +19,12 @@ use proto::envoy::extensions::upstreams::http::v3::http_protocol_options::explic
 use proto::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     ExplicitHttpConfig, OutlierDetection, UpstreamProtocolOptions, UseDownstreamHttpConfig,
 };
-use proto::google::protobuf::Value;
+use proto::google::protobuf::{Struct, Value};
 use proto::resource::{Body, Needs, Resource, ResourceType};
+use proto::udpa::r#type::v1::TypedStruct;
 use std::sync::Arc;
 
+const METADATA_EXCHANGE_TYPE: &str = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// What is spoken to endpoints.
@@ -122,6 +125,21 @@ impl Draft {
         let metadata = self.cluster.metadata.get_or_insert_with(Metadata::default);
         let fields = metadata.filter_metadata.entry(wire::ISTIO_METADATA.to_owned()).or_default();
         fields.fields.insert(field.to_owned(), value);
+    }
+
+    /// Adds the filter that swaps workload metadata where the endpoint agreed to it. Stock Envoy has none: see
+    /// [`crate::tls::exchanges_metadata`].
+    pub(super) fn exchange_metadata(&mut self) {
+        let value = Struct::from_iter([
+            ("protocol", Value::from(METADATA_EXCHANGE_ALPN)),
+            ("enable_discovery", Value::from(true)),
+        ]);
+        let config = TypedStruct { type_url: METADATA_EXCHANGE_TYPE.to_owned(), value: Some(value) };
+        self.cluster.filters.push(Filter {
+            name: METADATA_EXCHANGE.to_owned(),
+            typed_config: Some(proto::any(&config)),
+            ..Filter::default()
+        });
     }
 
     /// Puts every socket, and raw ones where there is none, behind the PROXY protocol.

@@ -15,6 +15,7 @@ use crate::audience::{IpFamilies, OutboundAudience};
 use crate::destination_rule::Blocks;
 use crate::names::{BLACK_HOLE_CLUSTER, PASSTHROUGH_CLUSTER};
 use crate::scope::Scope;
+use crate::tls::exchanges_metadata;
 use draft::{Draft, Protocol};
 use model::destination_rule::Algorithm;
 use model::proxy::ProxyRole;
@@ -90,7 +91,13 @@ pub fn fixed(mesh: &Mesh<'_>, _scope: &Scope, audience: &OutboundAudience) -> Ve
         draft.finish()
     };
     match audience.role {
-        ProxyRole::Sidecar => vec![black_hole(), passthrough(config, PASSTHROUGH_CLUSTER).finish()],
+        ProxyRole::Sidecar => {
+            let mut passthrough = passthrough(config, PASSTHROUGH_CLUSTER);
+            if exchanges_metadata(&audience.switches) {
+                passthrough.exchange_metadata();
+            }
+            vec![black_hole(), passthrough.finish()]
+        }
         // What a gateway has no route for was not on its way anywhere.
         ProxyRole::Router => vec![black_hole()],
         ProxyRole::Grpc => Vec::new(),

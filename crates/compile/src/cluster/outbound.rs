@@ -181,6 +181,9 @@ impl Context<'_> {
                 draft.wrap_in_proxy_protocol(version);
             }
         }
+        if self.identity.exchanges_metadata {
+            draft.exchange_metadata();
+        }
         Some(draft.finish())
     }
 

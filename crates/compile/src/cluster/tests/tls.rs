@@ -54,7 +54,8 @@ fn mutual_tls_depends_on_both_sides() {
         ("headless, all capable", world(&headless), sidecar(), "/transportSocket/name", json!("envoy.transport_sockets.tls")),
         ("headless, one not", World::new().service(&headless).endpoints(&headless, &mixed), sidecar(), "/transportSocket", Value::Null),
         ("headless, nobody", World::new().service(&headless), sidecar(), "/transportSocket", Value::Null),
-        ("with the filter that swaps metadata", world(&cart), exchanging, "@marked/commonTlsContext/alpnProtocols", json!(["istio-peer-exchange", "istio", "h2"])),
+        ("with the filter that swaps metadata", world(&cart), exchanging.clone(), "/filters/0/name", json!("istio.metadata_exchange")),
+        ("and its ALPN", world(&cart), exchanging, "@marked/commonTlsContext/alpnProtocols", json!(["istio-peer-exchange", "istio", "h2"])),
     ];
     for (case, world, audience, path, expected) in rows {
         expect(case, compile(&world, &audience).values().next().expect(case), path, &expected);
