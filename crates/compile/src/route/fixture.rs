@@ -343,6 +343,7 @@ pub(super) fn rule_of(action: HttpAction) -> HttpRule {
         retries: None,
         fault: None,
         mirrors: Vec::new(),
+        mirror_percentage: None,
         cors: None,
         headers: Headers::default(),
         authority_from_headers: None,
