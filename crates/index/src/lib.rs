@@ -1,0 +1,18 @@
+//! The index: objects in, views of the mesh out.
+//!
+//! **Invariant:** one writer owns it, and everything in a published view follows from the objects that are there
+//! now and, for objects whose newest form is refused, from the last form that was not. It does no I/O.
+//!
+//! ```text
+//! apply/delete/reset ─▶ objects ─▶ translate ─▶ dirty services, rules ─▶ publish ─▶ MeshView + ChangeSet
+//! ```
+//!
+//! - [`Index`]: the store of objects, and what each of them leads to.
+//! - `registry`: services and endpoints, which are made of several objects each.
+
+mod registry;
+mod rules;
+mod store;
+mod workloads;
+
+pub use store::{Change, Finding, Findings, Index, Reset, Settings, Sourced};
