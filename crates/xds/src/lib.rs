@@ -3,5 +3,15 @@
 //! **Invariant:** this crate never decodes a resource and never knows what a mesh is. What a client should have comes
 //! as a [`Snapshot`](proto::resource::Snapshot); in which order it gets there safely is decided here.
 
+pub mod codec;
 pub mod encode;
+pub mod metrics;
+pub mod registry;
+pub mod server;
 pub mod session;
+pub mod source;
+
+pub use metrics::Metrics;
+pub use registry::Registry;
+pub use server::{Config, Server, serve};
+pub use source::{ConnectError, Connection, Observer, PeerInfo, SnapshotSource};

@@ -1,6 +1,6 @@
 //! Acknowledgements and rejections.
 
-use super::channel::{Channel, Sent};
+use super::channel::{Changes, Channel, Sent};
 use super::{Answer, Event, Session};
 use proto::resource::{Resource, ResourceType};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl Session {
     }
 
     fn accept(&mut self, kind: ResourceType, seq: u64, settled: Vec<Sent>, now: Instant) {
-        let took = settled.first().map(|sent| now.saturating_duration_since(sent.at)).unwrap_or_default();
+        let took = settled.first().map(|sent| now.saturating_duration_since(sent.at));
         for sent in &settled {
             for (name, change) in &sent.changes {
                 self.take_up(kind, name, change.as_ref(), now);
@@ -43,7 +43,11 @@ impl Session {
             self.warmth.warmed_up_to(seq);
         }
         self.warmth.weigh(&self.channels[ResourceType::Secret as usize].acked);
-        self.events.push(Event::Acked { kind, took });
+        let mut changes = Changes::new();
+        for mut sent in settled {
+            changes.append(&mut sent.changes);
+        }
+        self.events.push(Event::Acked { kind, changes, took });
     }
 
     /// Notes that the client has a form of a resource, or none.

@@ -140,12 +140,14 @@ pub enum Event {
         /// Names no longer wanted.
         removed: Vec<Arc<str>>,
     },
-    /// A response was acknowledged.
+    /// The client has taken up resources: it acknowledged them, or brought them along from an earlier stream.
     Acked {
         /// The type.
         kind: ResourceType,
-        /// How long the oldest of the settled responses had been under way.
-        took: Duration,
+        /// Their new forms by name; `None` is a removal.
+        changes: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
+        /// How long the oldest of the settled responses had been under way. None if they were brought along.
+        took: Option<Duration>,
     },
     /// A response was rejected.
     Nacked {

@@ -3,7 +3,7 @@
 use super::{Event, Held, Names, Protocol, Session};
 use crate::encode::set_version;
 use proto::resource::{Resource, ResourceType};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -217,9 +217,7 @@ impl Session {
                 })
                 .cloned()
                 .collect();
-            for resource in equal {
-                self.adopt_claim(kind, resource);
-            }
+            self.adopt_claims(kind, equal);
         }
     }
 
@@ -242,9 +240,7 @@ impl Session {
         if equal {
             channel.owed.clear();
             channel.answer_due = false;
-            for resource in wanted {
-                self.adopt_claim(kind, resource);
-            }
+            self.adopt_claims(kind, wanted);
         } else {
             // The client has something under these names, and nobody knows what.
             let unknown: Vec<Arc<str>> = channel.names.keys().cloned().collect();
@@ -252,16 +248,24 @@ impl Session {
         }
     }
 
-    fn adopt_claim(&mut self, kind: ResourceType, resource: Arc<Resource>) {
-        let name = resource.name().clone();
-        if kind == ResourceType::Cluster && !self.initialised {
-            // As old as the stream: warm as soon as the client asks for listeners.
-            self.warmth.sent(&resource, 0, self.started, false);
+    fn adopt_claims(&mut self, kind: ResourceType, resources: Vec<Arc<Resource>>) {
+        if resources.is_empty() {
+            return;
         }
-        let channel = self.channel_mut(kind);
-        channel.claimed.remove(&name);
-        channel.dirty.remove(&name);
-        channel.acked.insert(name, resource);
+        let mut changes = BTreeMap::new();
+        for resource in resources {
+            if kind == ResourceType::Cluster && !self.initialised {
+                // As old as the stream: warm as soon as the client asks for listeners.
+                self.warmth.sent(&resource, 0, self.started, false);
+            }
+            let name = resource.name().clone();
+            let channel = self.channel_mut(kind);
+            channel.claimed.remove(&name);
+            channel.dirty.remove(&name);
+            channel.acked.insert(name.clone(), resource.clone());
+            changes.insert(name, Some(resource));
+        }
+        self.events.push(Event::Acked { kind, changes, took: None });
     }
 
     /// Envoy does not ask for clusters on a new stream while one of them is warming. If that lasts, one of them is

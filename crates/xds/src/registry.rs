@@ -1,0 +1,123 @@
+//! Who is connected, and how far each is: what status, `/debug/syncz` and `/debug/config_dump` are made of.
+
+use crate::session::{Protocol, SessionStatus};
+use crate::source::PeerInfo;
+use parking_lot::Mutex;
+use proto::envoy::config::core::v3::Node;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The sessions of a server. Cloning shares them; reading never waits for a session.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    entries: Arc<Mutex<BTreeMap<u64, Arc<Entry>>>>,
+}
+
+/// A session at one moment.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// The stream's number: later streams have higher ones.
+    pub stream: u64,
+    /// The node that the client described itself as.
+    pub node: Arc<Node>,
+    /// What else is known of it.
+    pub peer: PeerInfo,
+    /// Which protocol it speaks.
+    pub protocol: Protocol,
+    /// Since when.
+    pub connected_at: SystemTime,
+    /// When its state last changed.
+    pub updated_at: SystemTime,
+    /// How far it is.
+    pub status: Arc<SessionStatus>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stream: u64,
+    node: Arc<Node>,
+    peer: PeerInfo,
+    protocol: Protocol,
+    connected_at: SystemTime,
+    state: Mutex<(SystemTime, Arc<SessionStatus>)>,
+}
+
+impl Registry {
+    /// Returns all sessions, oldest first.
+    pub fn sessions(&self) -> Vec<SessionView> {
+        let entries: Vec<Arc<Entry>> = self.entries.lock().values().cloned().collect();
+        entries.iter().map(|entry| entry.view()).collect()
+    }
+
+    /// Returns the newest session of the proxy with this node id.
+    pub fn session(&self, node_id: &str) -> Option<SessionView> {
+        let entries = self.entries.lock();
+        entries.values().rev().find(|entry| entry.node.id == node_id).map(|entry| entry.view())
+    }
+
+    /// Returns how many sessions there are.
+    pub fn len(&self) -> usize {
+        self.entries.lock().len()
+    }
+
+    /// Returns whether nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.entries.lock().is_empty()
+    }
+
+    pub(crate) fn enter(
+        &self,
+        stream: u64,
+        node: Node,
+        peer: PeerInfo,
+        protocol: Protocol,
+        status: SessionStatus,
+    ) -> Registration {
+        let now = SystemTime::now();
+        let entry = Arc::new(Entry {
+            stream,
+            node: Arc::new(node),
+            peer,
+            protocol,
+            connected_at: now,
+            state: Mutex::new((now, Arc::new(status))),
+        });
+        self.entries.lock().insert(stream, entry.clone());
+        Registration { registry: self.clone(), entry }
+    }
+}
+
+impl Entry {
+    fn view(&self) -> SessionView {
+        let (updated_at, status) = self.state.lock().clone();
+        SessionView {
+            stream: self.stream,
+            node: self.node.clone(),
+            peer: self.peer.clone(),
+            protocol: self.protocol,
+            connected_at: self.connected_at,
+            updated_at,
+            status,
+        }
+    }
+}
+
+/// A session's place in the registry, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    registry: Registry,
+    entry: Arc<Entry>,
+}
+
+impl Registration {
+    pub(crate) fn update(&self, status: SessionStatus) {
+        *self.entry.state.lock() = (SystemTime::now(), Arc::new(status));
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.entries.lock().remove(&self.entry.stream);
+    }
+}

@@ -1,0 +1,336 @@
+//! Moves messages between one stream and its session. All decisions are the session's.
+
+use super::Shared;
+use super::body::Outgoing;
+use crate::codec::Message;
+use crate::metrics::{ReasonLabel, TypeLabel, VersionLabel, type_label, warming_label};
+use crate::registry::Registration;
+use crate::session::{Event, Options, Response, Session};
+use crate::source::{ConnectError, Connection, Observer, PeerInfo};
+use proto::envoy::config::core::v3::Node;
+use proto::google::protobuf::value::Kind;
+use proto::resource::Snapshot;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+/// Why a stream ends, other than by the client closing it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("the first request has no node id")]
+    NoNode,
+    #[error("no request came in {0:?}")]
+    Silent(Duration),
+    #[error("the client did not read for {0:?}")]
+    Blocked(Duration),
+    #[error("the client is gone")]
+    Gone,
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("the stream has reached its age limit")]
+    Expired,
+    #[error("the source of configuration is gone")]
+    NoSource,
+    #[error("{0}")]
+    Request(Status),
+}
+
+impl From<StreamError> for Status {
+    fn from(error: StreamError) -> Self {
+        let message = error.to_string();
+        match error {
+            StreamError::Connect(ConnectError::InvalidNode(_)) | StreamError::NoNode => {
+                Self::invalid_argument(message)
+            }
+            StreamError::Connect(ConnectError::Unauthenticated(_)) => Self::unauthenticated(message),
+            StreamError::Connect(ConnectError::PermissionDenied(_)) => Self::permission_denied(message),
+            StreamError::Connect(ConnectError::NotReady(_))
+            | StreamError::ShuttingDown
+            | StreamError::Expired
+            | StreamError::NoSource => Self::unavailable(message),
+            StreamError::Silent(_) | StreamError::Blocked(_) => Self::deadline_exceeded(message),
+            StreamError::Gone => Self::cancelled(message),
+            StreamError::Request(status) => status,
+        }
+    }
+}
+
+/// Serves one stream to its end, and writes its status.
+pub(crate) async fn run<M: Message>(
+    shared: Arc<Shared>,
+    peer: PeerInfo,
+    requests: Streaming<M>,
+    responses: mpsc::Sender<Outgoing>,
+) {
+    let closed = responses.clone();
+    let served = async {
+        tokio::select! {
+            result = serve(&shared, peer, requests, &responses) => result,
+            () = closed.closed() => Err(StreamError::Gone),
+        }
+    };
+    let status = match served.await {
+        Ok(()) => Status::ok(""),
+        Err(error) => {
+            debug!(%error, "stream ended");
+            error.into()
+        }
+    };
+    // If the client does not read this either, the connection's keepalive will find out.
+    let _ = tokio::time::timeout(shared.config.send_timeout, responses.send(Outgoing::End(status))).await;
+}
+
+async fn serve<M: Message>(
+    shared: &Arc<Shared>,
+    peer: PeerInfo,
+    mut requests: Streaming<M>,
+    responses: &mpsc::Sender<Outgoing>,
+) -> Result<(), StreamError> {
+    let patience = shared.config.first_request_timeout;
+    let first = tokio::time::timeout(patience, requests.message()).await;
+    let Some(mut first) = first.map_err(|_| StreamError::Silent(patience))?.map_err(StreamError::Request)?
+    else {
+        return Ok(());
+    };
+    let node = first.take_node().filter(|node| !node.id.is_empty()).ok_or(StreamError::NoNode)?;
+    let connection = shared.source.connect(&node, &peer)?;
+    let mut driver = Driver::start::<M>(shared.clone(), node, peer, connection, responses.clone());
+    driver.on_message(first).await?;
+    driver.run(&mut requests).await
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    node_id: String,
+    version: VersionLabel,
+    session: Session,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    observer: Box<dyn Observer>,
+    responses: mpsc::Sender<Outgoing>,
+    registration: Registration,
+    stuck: i64,
+    /// When to ask the client to connect again, so that replicas share the clients evenly.
+    expires: Option<Instant>,
+}
+
+impl Driver {
+    fn start<M: Message>(
+        shared: Arc<Shared>,
+        node: Node,
+        peer: PeerInfo,
+        connection: Connection,
+        responses: mpsc::Sender<Outgoing>,
+    ) -> Self {
+        let Connection { mut snapshots, drain_time, observer } = connection;
+        let mut options: Options = shared.config.session;
+        options.drain_time = drain_time.unwrap_or(options.drain_time);
+        let stream = shared.next_stream();
+        let now = Instant::now();
+        let snapshot = snapshots.borrow_and_update().clone();
+        let encoder = shared.encoder.clone();
+        let session = Session::new(M::PROTOCOL, options, encoder, stream, snapshot, now.into_std());
+
+        let version = VersionLabel { version: istio_version(&node) };
+        shared.metrics.connected.get_or_create(&version).inc();
+        info!(proxy = node.id, stream, protocol = ?M::PROTOCOL, "proxy connected");
+        let node_id = node.id.clone();
+        let registration = shared.registry.enter(stream, node, peer, M::PROTOCOL, session.status());
+        let expires = shared.config.max_stream_age.map(|age| now + spread(age, stream));
+        Self {
+            shared,
+            node_id,
+            version,
+            session,
+            snapshots,
+            observer,
+            responses,
+            registration,
+            stuck: 0,
+            expires,
+        }
+    }
+
+    async fn run<M: Message>(&mut self, requests: &mut Streaming<M>) -> Result<(), StreamError> {
+        let mut shutdown = self.shared.shutdown.clone();
+        loop {
+            let deadline = self.session.next_deadline().map(Instant::from_std);
+            let expires = self.expires;
+            // Requests first: an answer may make room for what a snapshot brings.
+            tokio::select! {
+                biased;
+                () = at(expires) => return Err(StreamError::Expired),
+                () = ends(&mut shutdown) => return Err(StreamError::ShuttingDown),
+                message = requests.message() => match message.map_err(StreamError::Request)? {
+                    Some(message) => self.on_message(message).await?,
+                    None => return Ok(()),
+                },
+                changed = self.snapshots.changed() => {
+                    changed.map_err(|_| StreamError::NoSource)?;
+                    let snapshot = self.snapshots.borrow_and_update().clone();
+                    let started = Instant::now();
+                    self.session.on_snapshot(snapshot, started.into_std());
+                    self.flush(started).await?;
+                }
+                () = at(deadline) => {
+                    let started = Instant::now();
+                    self.session.on_timer(started.into_std());
+                    self.flush(started).await?;
+                }
+            }
+        }
+    }
+
+    async fn on_message<M: Message>(&mut self, message: M) -> Result<(), StreamError> {
+        let started = Instant::now();
+        let type_url = message.type_url().to_owned();
+        match message.into_request() {
+            Some(request) => self.session.on_request(request, started.into_std()),
+            None => debug!(proxy = self.node_id, type_url, "request for a type that is not served"),
+        }
+        self.flush(started).await
+    }
+
+    /// Writes what the session has to say, and tells the others.
+    async fn flush(&mut self, started: Instant) -> Result<(), StreamError> {
+        let responses = self.session.take_responses();
+        let events = self.session.take_events();
+        for event in &events {
+            self.report(event);
+            self.observer.observe(event);
+        }
+        if !responses.is_empty() || !events.is_empty() {
+            self.publish_status();
+        }
+        let prepared = started.elapsed();
+        for response in responses {
+            self.count(&response, prepared);
+            self.write(response).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, response: Response) -> Result<(), StreamError> {
+        let patience = self.shared.config.send_timeout;
+        let started = Instant::now();
+        let sent =
+            tokio::time::timeout(patience, self.responses.send(Outgoing::Message(response.frame))).await;
+        self.shared.metrics.send_time.observe(started.elapsed().as_secs_f64());
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(StreamError::Gone),
+            Err(_) => {
+                self.shared.metrics.write_timeouts.inc();
+                warn!(proxy = self.node_id, "proxy does not read: ending its stream");
+                Err(StreamError::Blocked(patience))
+            }
+        }
+    }
+
+    fn count(&self, response: &Response, prepared: Duration) {
+        let metrics = &self.shared.metrics;
+        let label = type_label(response.kind);
+        metrics.pushes.get_or_create(&label).inc();
+        metrics.push_time.get_or_create(&label).observe(prepared.as_secs_f64());
+        let url = TypeLabel { r#type: response.kind.type_url() };
+        #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52")]
+        let bytes = response.frame.message_len() as f64;
+        metrics.config_size.get_or_create(&url).observe(bytes);
+        debug!(
+            proxy = self.node_id,
+            type_url = response.kind.type_url(),
+            nonce = response.nonce,
+            resources = response.resources,
+            removed = response.removed,
+            bytes,
+            "push"
+        );
+    }
+
+    fn report(&self, event: &Event) {
+        let metrics = &self.shared.metrics;
+        match event {
+            Event::Subscribed { .. } => {}
+            Event::Acked { kind, took, .. } => {
+                if let Some(took) = took {
+                    metrics.ack_time.get_or_create(&type_label(*kind)).observe(took.as_secs_f64());
+                }
+            }
+            Event::Nacked { kind, message, culprits } => {
+                metrics.rejects.get_or_create(&type_label(*kind)).inc();
+                let culprits: BTreeSet<&str> = culprits.iter().map(|culprit| &**culprit.name()).collect();
+                warn!(
+                    proxy = self.node_id,
+                    type_url = kind.type_url(),
+                    ?culprits,
+                    message,
+                    "proxy rejects configuration"
+                );
+            }
+            Event::GraceExpired { cluster, warming } => {
+                metrics.grace_expirations.get_or_create(&warming_label(*warming)).inc();
+                debug!(proxy = self.node_id, %cluster, ?warming, "no longer waiting for cluster");
+            }
+            Event::Stuck { clusters } => {
+                warn!(proxy = self.node_id, ?clusters, "clusters keep the proxy from answering");
+            }
+            Event::UnknownNonce { kind } => {
+                metrics.unknown_nonces.get_or_create(&type_label(*kind)).inc();
+            }
+        }
+    }
+
+    fn publish_status(&mut self) {
+        let status = self.session.status();
+        let stuck = i64::try_from(status.stuck.len()).unwrap_or(i64::MAX);
+        self.shared.metrics.stuck_clusters.inc_by(stuck - self.stuck);
+        self.stuck = stuck;
+        self.registration.update(status);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.shared.metrics.connected.get_or_create(&self.version).dec();
+        self.shared.metrics.stuck_clusters.dec_by(self.stuck);
+        info!(proxy = self.node_id, "proxy disconnected");
+    }
+}
+
+/// Counts a stream that is not let in.
+pub(crate) fn refuse(shared: &Shared, reason: &'static str) {
+    shared.metrics.refused.get_or_create(&ReasonLabel { reason }).inc();
+}
+
+async fn ends(shutdown: &mut watch::Receiver<bool>) {
+    // A server that is dropped ends its streams too.
+    let _ = shutdown.wait_for(|ends| *ends).await;
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Spreads the ends of streams that began together over a tenth of their age limit. The golden ratio spreads
+/// consecutive numbers evenly.
+fn spread(age: Duration, stream: u64) -> Duration {
+    #[expect(clippy::cast_precision_loss, reason = "only the fraction matters")]
+    let fraction = (stream as f64 * 0.618_033_988_75).fract();
+    age.mul_f64(1.0 - 0.1 * fraction)
+}
+
+fn istio_version(node: &Node) -> String {
+    let field = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("ISTIO_VERSION"));
+    match field.and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(version)) => version.clone(),
+        _ => String::from("unknown"),
+    }
+}

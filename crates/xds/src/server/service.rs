@@ -1,0 +1,103 @@
+//! The aggregated discovery service, as a tower service that writes shared frames.
+
+use super::body::{FrameBody, Outgoing};
+use super::{Shared, driver};
+use crate::codec::Message;
+use crate::source::PeerInfo;
+use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::mpsc;
+use tonic::codec::{DecodeBuf, Decoder};
+use tonic::transport::server::TcpConnectInfo;
+use tonic::{Status, Streaming};
+
+/// How many messages may wait for the client to read. More would only be older than what could be sent instead.
+const WAITING: usize = 2;
+
+/// Answers `StreamAggregatedResources` and `DeltaAggregatedResources`. Made by [`Server`](super::Server).
+#[derive(Clone, Debug)]
+pub struct AdsService {
+    shared: Arc<Shared>,
+}
+
+impl AdsService {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn start<M: Message>(
+        &self,
+        request: http::Request<tonic::body::Body>,
+    ) -> http::Response<tonic::body::Body> {
+        let Some(permit) = self.shared.admit() else {
+            driver::refuse(&self.shared, "streams");
+            return Status::resource_exhausted("too many streams").into_http();
+        };
+        let peer = peer_of(&request);
+        let limit = self.shared.config.max_request_bytes;
+        let requests =
+            Streaming::new_request(MessageDecoder::<M>(PhantomData), request.into_body(), None, Some(limit));
+        let (sender, receiver) = mpsc::channel::<Outgoing>(WAITING);
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            driver::run(shared, peer, requests, sender).await;
+            drop(permit);
+        });
+        let mut response = http::Response::new(tonic::body::Body::new(FrameBody::new(receiver)));
+        response
+            .headers_mut()
+            .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+        response
+    }
+}
+
+impl tonic::server::NamedService for AdsService {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+impl tower_service::Service<http::Request<tonic::body::Body>> for AdsService {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        ready(Ok(match method {
+            "StreamAggregatedResources" => self.start::<DiscoveryRequest>(request),
+            "DeltaAggregatedResources" => self.start::<DeltaDiscoveryRequest>(request),
+            _ => Status::unimplemented("no such method").into_http(),
+        }))
+    }
+}
+
+/// Listeners that know more than the address (TLS) put a [`PeerInfo`] into the request's extensions.
+fn peer_of(request: &http::Request<tonic::body::Body>) -> PeerInfo {
+    let extensions = request.extensions();
+    let mut peer = extensions.get::<PeerInfo>().cloned().unwrap_or_else(|| PeerInfo {
+        address: extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr),
+        ..PeerInfo::default()
+    });
+    let authorization = request.headers().get(http::header::AUTHORIZATION);
+    peer.authorization = authorization.and_then(|value| value.to_str().ok()).map(Arc::from);
+    peer
+}
+
+struct MessageDecoder<M>(PhantomData<M>);
+
+impl<M: Message> Decoder for MessageDecoder<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        let message = M::decode(buffer);
+        message.map(Some).map_err(|error| Status::invalid_argument(format!("malformed request: {error}")))
+    }
+}

@@ -1,0 +1,68 @@
+//! Where snapshots come from: the seam between the protocol and whoever compiles.
+
+use crate::session::Event;
+use proto::envoy::config::core::v3::Node;
+use proto::resource::Snapshot;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What is known of a client besides what it says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Its address.
+    pub address: Option<SocketAddr>,
+    /// The certificates that it presented, verified, the leaf first. Each is DER.
+    pub certificates: Arc<[Vec<u8>]>,
+    /// The `authorization` header of its stream.
+    pub authorization: Option<Arc<str>>,
+}
+
+/// Knows what each client should have.
+pub trait SnapshotSource: Send + Sync + 'static {
+    /// Returns what is needed to serve a client, or why it is not served.
+    fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError>;
+}
+
+/// One client, seen from its source.
+pub struct Connection {
+    /// What the client should have. The first value must be there already; when the sender is dropped, the stream
+    /// ends and the client may try another replica.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// How long the client keeps replaced listeners alive; `None` if it does not say.
+    pub drain_time: Option<Duration>,
+    /// Is told what happens on the stream.
+    pub observer: Box<dyn Observer>,
+}
+
+/// Is told what happens on a stream. Dropped when the stream ends.
+pub trait Observer: Send {
+    /// Takes an event. Called on the stream's own task, so it must not block.
+    fn observe(&mut self, event: &Event);
+}
+
+/// An observer that does not care.
+#[derive(Clone, Copy, Debug)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn observe(&mut self, _event: &Event) {}
+}
+
+/// Why a client is not served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// Its node says something that cannot be.
+    #[error("invalid node: {0}")]
+    InvalidNode(String),
+    /// It did not say who it is, or not credibly.
+    #[error("not authenticated: {0}")]
+    Unauthenticated(String),
+    /// It claims to be someone else.
+    #[error("not permitted: {0}")]
+    PermissionDenied(String),
+    /// Nothing can be served yet.
+    #[error("not ready: {0}")]
+    NotReady(String),
+}
