@@ -225,8 +225,8 @@ pub(crate) fn scope_of(mesh: &Mesh<'_>, audience: &OutboundAudience) -> Scope {
 }
 
 /// Returns the resources by name, in the JSON form of protobuf.
-pub(crate) fn by_name(resources: Vec<Resource>) -> BTreeMap<String, Value> {
-    resources.iter().map(|resource| (resource.name().to_string(), json(resource))).collect()
+pub(crate) fn by_name(resources: impl IntoIterator<Item = Resource>) -> BTreeMap<String, Value> {
+    resources.into_iter().map(|resource| (resource.name().to_string(), json(&resource))).collect()
 }
 
 /// Returns a resource in the JSON form of protobuf.

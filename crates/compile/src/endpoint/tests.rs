@@ -96,7 +96,8 @@ fn localities_are_weighed_and_ranked() {
         ..LocalityLb::default()
     };
     let off = LocalityLb { enabled: Some(false), ..failover.clone() };
-    let cases: &[(&str, Option<(LocalityLb, bool)>, &str, &[&str])] = &[
+    type Row<'a> = (&'a str, Option<(LocalityLb, bool)>, &'a str, &'a [&'a str]);
+    let cases: &[Row<'_>] = &[
         ("no rule", None, "west/a", &plain),
         ("closeness without ejection does nothing", Some((LocalityLb::default(), false)), "west/a", &plain),
         ("closeness", Some((LocalityLb::default(), true)), "west/a", &region_first),

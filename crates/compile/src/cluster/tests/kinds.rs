@@ -24,7 +24,8 @@ fn resolutions() {
     let named = Endpoint { address: Address::Dns("b.org".into()), weight: Some(2), ..endpoint("10.0.0.1", 80) };
     let (one, two) = (vec![named.clone()], vec![named.clone(), named]);
     let cache = json!({"name": "*.org_dfp_dns_cache", "dnsLookupFamily": "V4_ONLY"});
-    let rows: Vec<(&str, Service, &[Endpoint], OutboundAudience, &str, Value)> = vec![
+    type Row<'a> = (&'a str, Service, &'a [Endpoint], OutboundAudience, &'a str, Value);
+    let rows: Vec<Row<'_>> = vec![
         ("DNS", entry(Dns), &one, sidecar(), "/type", json!("STRICT_DNS")),
         ("a name that does not resolve delays nothing", entry(Dns), &one, sidecar(), "/waitForWarmOnInit", json!(false)),
         ("refresh", entry(Dns), &one, sidecar(), "/dnsRefreshRate", json!("60s")),
