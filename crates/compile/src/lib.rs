@@ -15,6 +15,7 @@ pub mod grpc;
 pub mod listener;
 pub mod names;
 pub mod node;
+pub mod query;
 pub mod route;
 pub mod scope;
 pub mod secret;
