@@ -53,7 +53,7 @@ fn compile(world: &World, audience: &OutboundAudience) -> BTreeMap<String, Value
     let mesh = Mesh::new(world.view());
     let scope = scope_of(&mesh, audience);
     let services = outbound_services(&mesh, &scope, audience);
-    by_name(services.iter().flat_map(|service| outbound(&mesh, &scope, audience, service))
+    by_name(services.iter().flat_map(|service| outbound(&mesh, &scope, audience, service)))
 }
 
 /// The cluster of `cart` under a policy.
