@@ -107,3 +107,6 @@ fn without_collisions(chains: Vec<chain::Chain>) -> Vec<chain::Chain> {
     }
     kept
 }
+
+#[cfg(test)]
+mod tests;
