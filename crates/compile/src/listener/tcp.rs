@@ -101,14 +101,14 @@ pub(super) struct L4<'a, 'm> {
     pub audience: &'a OutboundAudience,
 }
 
-impl L4<'_, '_> {
+impl<'m> L4<'_, 'm> {
     /// Returns the row of the service that `host` stands for.
-    fn row(&self, host: &Hostname) -> Option<&ServiceRow> {
+    fn row(self, host: &Hostname) -> Option<&'m ServiceRow> {
         self.mesh.service_row(self.scope.service(host)?).map(AsRef::as_ref)
     }
 
     /// Returns the cluster of `destination` for a listener on `port`, and the service's key.
-    fn cluster(&self, destination: &Destination, port: u16) -> (String, Hostname, u16, Option<Namespace>) {
+    fn cluster(self, destination: &Destination, port: u16) -> (String, Hostname, u16, Option<Namespace>) {
         let row = self.row(&destination.host);
         let only = row.and_then(|row| match row.ports.as_slice() {
             [only] => Some(only.port),
@@ -122,16 +122,16 @@ impl L4<'_, '_> {
     }
 
     /// Returns the name of the cluster of `destination`, for which no listener has a port.
-    pub(super) fn cluster_name(&self, destination: &Destination) -> String {
+    pub(super) fn cluster_name(self, destination: &Destination) -> String {
         self.cluster(destination, 0).0
     }
 
-    fn rule(&self, host: &Hostname, namespace: &Namespace) -> Option<Arc<MergedRule>> {
+    fn rule(self, host: &Hostname, namespace: &Namespace) -> Option<Arc<MergedRule>> {
         destination_rule::lookup(self.mesh, self.audience, host, namespace)
     }
 
     /// Returns the filters of a chain that leads to a service's own cluster.
-    pub(super) fn to_service(&self, service: &ServiceKey, port: u16, listen: Protocol) -> Filters {
+    pub(super) fn to_service(self, service: &ServiceKey, port: u16, listen: Protocol) -> Filters {
         let cluster = names::outbound_cluster(port, "", service.host.as_str());
         let rule = self.rule(&service.host, &service.namespace);
         let proxy = self.proxy(&cluster, rule.as_deref(), port, "");
@@ -144,7 +144,7 @@ impl L4<'_, '_> {
     }
 
     /// Returns the filter that resolves the name that a TLS client asks for.
-    fn resolve_server_name(&self, service: &ServiceKey, port: u16) -> Filter {
+    fn resolve_server_name(self, service: &ServiceKey, port: u16) -> Filter {
         let config = dynamic::FilterConfig {
             dns_cache_config: Some(cluster::dns_cache(self.audience, service.host.as_str())),
             port_specifier: Some(dynamic::filter_config::PortSpecifier::PortValue(port.into())),
@@ -155,7 +155,7 @@ impl L4<'_, '_> {
 
     /// Returns the filters of a chain for a rule's destinations, or nothing if none of them has a weight.
     pub(super) fn to_destinations(
-        &self,
+        self,
         routes: &[L4Destination],
         from: &VirtualService,
         port: u16,
@@ -184,7 +184,7 @@ impl L4<'_, '_> {
         Some(stack(proxy, Target::Weighted(weighted), listen))
     }
 
-    fn proxy(&self, stat_prefix: &str, rule: Option<&MergedRule>, port: u16, subset: &str) -> TcpProxy {
+    fn proxy(self, stat_prefix: &str, rule: Option<&MergedRule>, port: u16, subset: &str) -> TcpProxy {
         let mut proxy = TcpProxy {
             access_log: access_log::requests(self.context.config),
             ..proxy(self.context, stat_prefix)
@@ -240,7 +240,7 @@ struct Static<'a> {
 
 impl L4<'_, '_> {
     /// Returns whether a match with these conditions can apply to a sidecar's listener on `port`.
-    fn applies(&self, condition: &Static<'_>, port: u16) -> bool {
+    fn applies(self, condition: &Static<'_>, port: u16) -> bool {
         (condition.gateways.is_empty() || condition.gateways.contains(&GatewayRef::Mesh))
             && (condition.labels.is_empty() || self.audience.sources.contains(condition.labels))
             && condition.port.is_none_or(|wanted| wanted == port)
@@ -249,7 +249,7 @@ impl L4<'_, '_> {
 
     /// Returns the chains of a sidecar's listener on `port` for `service`: those that VirtualServices ask for, then, if
     /// they leave anything, the service's own.
-    pub(super) fn chains(&self, of: &ServiceListener<'_>) -> Vec<Chain> {
+    pub(super) fn chains(self, of: &ServiceListener<'_>) -> Vec<Chain> {
         let rules: Vec<&VirtualService> =
             of.rules.iter().filter_map(|key| self.mesh.virtual_service(key).map(AsRef::as_ref)).collect();
         match of.protocol.is_tls() {
@@ -258,7 +258,7 @@ impl L4<'_, '_> {
         }
     }
 
-    fn tls_chains(&self, of: &ServiceListener<'_>, rules: &[&VirtualService]) -> Vec<Chain> {
+    fn tls_chains(self, of: &ServiceListener<'_>, rules: &[&VirtualService]) -> Vec<Chain> {
         let mut chains: Vec<Chain> = Vec::new();
         let mut seen: Vec<(Vec<String>, Vec<IpNet>)> = Vec::new();
         let mut matched = false;
@@ -309,7 +309,7 @@ impl L4<'_, '_> {
         chains
     }
 
-    fn tcp_chains(&self, of: &ServiceListener<'_>, rules: &[&VirtualService]) -> Vec<Chain> {
+    fn tcp_chains(self, of: &ServiceListener<'_>, rules: &[&VirtualService]) -> Vec<Chain> {
         let mut chains: Vec<Chain> = Vec::new();
         let own: Vec<IpNet> = of.range.into_iter().collect();
         let ranged = |ranges: &[IpNet]| Condition { ranges: ranges.to_vec(), ..Condition::default() };
