@@ -17,7 +17,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod loopback;
 pub mod pki;
-mod process;
+pub mod process;
 
 use std::fmt;
 use std::io;

@@ -19,12 +19,13 @@ const TAIL_LINES: usize = 40;
 
 /// A temporary folder that is kept when the test panics.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub struct Scratch {
     folder: Option<TempDir>,
 }
 
 impl Scratch {
-    pub(super) fn new(part: &str) -> Result<Self, RigError> {
+    /// Makes a folder whose name says which part it belongs to.
+    pub fn new(part: &str) -> Result<Self, RigError> {
         let folder = tempfile::Builder::new()
             .prefix(&format!("weft-{part}-"))
             .tempdir()
@@ -32,7 +33,8 @@ impl Scratch {
         Ok(Self { folder: Some(folder) })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Returns the folder.
+    pub fn path(&self) -> &Path {
         self.folder.as_ref().expect("it is taken by drop only").path()
     }
 }
@@ -49,7 +51,7 @@ impl Drop for Scratch {
 
 /// A running program.
 #[derive(Debug)]
-pub(super) struct Process {
+pub struct Process {
     part: String,
     /// Behind a lock because asking for the status needs it mutably, and handles are shared by probes.
     child: Mutex<Child>,
@@ -59,7 +61,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts `command` in a process group of its own; what it prints is appended to `log`.
-    pub(super) fn spawn(part: &str, mut command: Command, log: PathBuf) -> Result<Self, RigError> {
+    pub fn spawn(part: &str, mut command: Command, log: PathBuf) -> Result<Self, RigError> {
         let file = File::options().create(true).append(true).open(&log);
         let file = file.map_err(RigError::io(format!("could not write {}", log.display())))?;
         let errors = file.try_clone().map_err(RigError::io("could not share the log"))?;
@@ -71,7 +73,7 @@ impl Process {
     }
 
     /// Asks `probe` until it gives a value. Ends early if the process does.
-    pub(super) fn wait_until<T>(
+    pub fn wait_until<T>(
         &self,
         what: &str,
         limit: Duration,
@@ -95,13 +97,13 @@ impl Process {
     }
 
     /// Returns the exit status if the process has ended.
-    pub(super) fn status(&self) -> Result<Option<ExitStatus>, RigError> {
+    pub fn status(&self) -> Result<Option<ExitStatus>, RigError> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         child.try_wait().map_err(RigError::io(format!("could not ask for the status of {}", self.part)))
     }
 
     /// Asks the process to end, as Kubernetes does, and waits; kills it after `limit`.
-    pub(super) fn terminate(self, limit: Duration) -> Result<(), RigError> {
+    pub fn terminate(self, limit: Duration) -> Result<(), RigError> {
         self.signal(Signal::TERM);
         let started = Instant::now();
         while self.status()?.is_none() && started.elapsed() < limit {
@@ -110,7 +112,8 @@ impl Process {
         Ok(())
     }
 
-    pub(super) fn log_tail(&self) -> String {
+    /// Returns the last lines of the log.
+    pub fn log_tail(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
