@@ -5,6 +5,7 @@
 
 mod codegen;
 mod deny;
+mod e2e;
 mod process;
 mod tidy;
 mod tools;
@@ -24,6 +25,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show Weft at work: bookinfo behind a real Envoy, a 90/10 split that shifts as a file is edited (`--check`: do so
+    /// without you)
+    Demo(e2e::Args),
+    /// Make random edits while requests flow, and count those that fail (`--edits N --seed S`)
+    Hitless(e2e::Args),
     /// Install the real parts that tests run against, each pinned, and print their versions
     Tools(tools::Args),
     /// Check the workspace's own rules: layers, lints, file sizes
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Demo(args) => e2e::run("demo", &args),
+        Command::Hitless(args) => e2e::run("hitless", &args),
         Command::Tools(args) => tools::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Deny(args) => deny::run(&args),
