@@ -4,6 +4,8 @@ mod action;
 mod matching;
 mod policy;
 
+pub(crate) use policy::retries;
+
 use crate::parse::{Invalid, header_name, header_value, is_authority, is_internal};
 use crate::report::At;
 use crate::virtual_service::Scope;

@@ -10,8 +10,8 @@
 //!
 //! | kind | a rejection takes away |
 //! | --- | --- |
-//! | VirtualService, DestinationRule, Sidecar, PeerAuthentication, ServiceEntry | the whole object: without one rule its traffic would fall to a later catch-all, without one policy it would lose its TLS. The index keeps the last good version |
-//! | Gateway | the server |
+//! | VirtualService, DestinationRule, Sidecar, PeerAuthentication, ServiceEntry, MeshConfig | the whole object: without one rule its traffic would fall to a later catch-all, without one policy it would lose its TLS. The index keeps the last good version |
+//! | Gateway | the server; without any good one, the whole object as above |
 //! | Service | the port |
 //! | Secret, ConfigMap | the part (certificate and key, authorities, revocation list) |
 //!
@@ -33,6 +33,7 @@ mod destination_rule;
 mod gateway;
 mod http_route;
 mod l4_route;
+mod mesh_config;
 mod peer_authentication;
 mod protocol;
 mod report;
@@ -48,6 +49,7 @@ mod workload_entry;
 pub use context::{Context, DefaultExportTo};
 pub use destination_rule::destination_rule;
 pub use gateway::gateway;
+pub use mesh_config::{Mesh, mesh_config};
 pub use peer_authentication::peer_authentication;
 pub use protocol::port_protocol;
 pub use report::Translated;

@@ -314,7 +314,7 @@ fn check_ambiguity(at: &At<'_>, object: &api::ServiceEntry, resolution: Resoluti
     if let Some(name) = port(Protocol::is_tcp)
         && spec.hosts.len() > 1
         && !spec.addresses.is_empty()
-        && resolution != Resolution::Passthrough
+        && matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin)
     {
         at.field("hosts")
             .warn(format!("cannot be told apart by address on port {name:?}: they share the addresses"));

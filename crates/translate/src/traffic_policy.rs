@@ -4,7 +4,8 @@ mod load_balancer;
 mod pool;
 mod tls;
 
-pub(crate) use pool::{connection_pool, outlier_detection};
+pub(crate) use load_balancer::locality_lb;
+pub(crate) use pool::{connection_pool, outlier_detection, tcp_keepalive};
 
 use crate::parse::{domain, port, positive_duration};
 use crate::report::At;

@@ -51,7 +51,8 @@ pub(super) fn rewrite(at: &At<'_>, given: &api::HttpRewrite) -> Rewrite {
     Rewrite { uri: text(&given.uri), uri_regex, authority: text(&given.authority) }
 }
 
-pub(super) fn retries(at: &At<'_>, given: &api::HttpRetry) -> Retries {
+/// Parses a retry policy.
+pub(crate) fn retries(at: &At<'_>, given: &api::HttpRetry) -> Retries {
     let attempts = given.attempts.unwrap_or_default();
     if attempts < 0 {
         at.field("attempts").reject(format!("{attempts} must not be negative"));

@@ -250,5 +250,5 @@ fn is_prime(number: u64) -> bool {
     if !(2..=5_000_011).contains(&number) {
         return false;
     }
-    (2..).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0)
+    (2..).take_while(|factor| factor * factor <= number).all(|factor| !number.is_multiple_of(factor))
 }

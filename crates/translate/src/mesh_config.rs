@@ -1,0 +1,223 @@
+//! MeshConfig.
+
+use crate::context::{Context, DefaultExportTo};
+use crate::http_route::retries;
+use crate::parse::{duration, port, positive_duration};
+use crate::report::{At, Report, Translated};
+use crate::traffic_policy::{connection_pool, locality_lb, outlier_detection, tcp_keepalive};
+use crate::virtual_service::{Scope, destination, unknown};
+use k8s_api::mesh_config as api;
+use model::destination_rule::{H2Upgrade, LocalityLb};
+use model::mesh_config::{ForwardClientCert, PathNormalization};
+use model::sidecar::{OutboundMode, OutboundTrafficPolicy};
+use model::{Kind, MeshConfig, Namespace, ObjectKey, Str};
+use std::time::Duration;
+
+/// The mesh-wide settings, and what they mean for translating objects.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mesh {
+    /// The settings that compilation depends on.
+    pub config: MeshConfig,
+    /// The context of all objects.
+    pub context: Context,
+}
+
+/// Translates the settings of a mesh whose DNS domain and cluster are given: all of it, or nothing if any part is
+/// refused. Which of the set fields have no effect yet is [`api::fields_not_read`]'s to say.
+pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Translated<Mesh> {
+    let root_namespace = Namespace::new(object.root_namespace.as_str());
+    let report = Report::new(ObjectKey::new(Kind::ConfigMap, object.root_namespace.as_str(), "istio"));
+    let at = report.at("mesh");
+    let context = Context {
+        domain: domain.clone(),
+        root_namespace: root_namespace.clone(),
+        trust_domain: object.trust_domain.as_str().into(),
+        cluster: cluster.clone(),
+        default_export_to: DefaultExportTo {
+            service: texts(&object.default_service_export_to),
+            virtual_service: texts(&object.default_virtual_service_export_to),
+            destination_rule: texts(&object.default_destination_rule_export_to),
+        },
+    };
+    let default = MeshConfig::default();
+    let topology = object.default_config.gateway_topology.as_ref();
+    let at_proxy = at.field("defaultConfig");
+    let at_topology = at_proxy.field("gatewayTopology");
+    let policy = object.default_traffic_policy.as_ref();
+    let at_policy = at.field("defaultTrafficPolicy");
+    let config = MeshConfig {
+        domain: domain.clone(),
+        root_namespace,
+        trust_domain: object.trust_domain.as_str().into(),
+        trust_domain_aliases: texts(&object.trust_domain_aliases),
+        proxy_listen_port: listen_port(&at, "proxyListenPort", object.proxy_listen_port),
+        proxy_inbound_listen_port: listen_port(
+            &at,
+            "proxyInboundListenPort",
+            object.proxy_inbound_listen_port,
+        ),
+        proxy_http_port: object.proxy_http_port,
+        connect_timeout: positive(&at, "connectTimeout", &object.connect_timeout, default.connect_timeout),
+        protocol_detection_timeout: at
+            .field("protocolDetectionTimeout")
+            .check(duration(&object.protocol_detection_timeout))
+            .unwrap_or_default(),
+        dns_refresh_rate: positive(&at, "dnsRefreshRate", &object.dns_refresh_rate, default.dns_refresh_rate),
+        tcp_keepalive: object
+            .tcp_keepalive
+            .as_ref()
+            .map(|given| tcp_keepalive(&at.field("tcpKeepalive"), given)),
+        enable_auto_mtls: object.enable_auto_mtls,
+        outbound_traffic_policy: outbound(
+            &at.field("outboundTrafficPolicy"),
+            &context,
+            &object.outbound_traffic_policy,
+        ),
+        inbound_passthrough: inbound(&at.field("inboundTrafficPolicy"), &object.inbound_traffic_policy),
+        locality_lb: object
+            .locality_lb_setting
+            .as_ref()
+            .map_or_else(LocalityLb::default, |given| locality_lb(&at.field("localityLbSetting"), given)),
+        h2_upgrade: h2_upgrade(&at.field("h2UpgradePolicy"), &object.h2_upgrade_policy),
+        default_http_retry: object
+            .default_http_retry_policy
+            .as_ref()
+            .map(|given| retries(&at.field("defaultHttpRetryPolicy"), given)),
+        default_inbound_http_retry: object
+            .default_inbound_http_retry_policy
+            .as_ref()
+            .map(|given| retries(&at.field("defaultInboundHttpRetryPolicy"), given)),
+        default_connection_pool: policy
+            .and_then(|policy| policy.connection_pool.as_ref())
+            .map(|pool| connection_pool(&at_policy.field("connectionPool"), pool)),
+        default_outlier_detection: policy
+            .and_then(|policy| policy.outlier_detection.as_ref())
+            .map(|outlier| outlier_detection(&at_policy.field("outlierDetection"), outlier)),
+        outbound_cluster_stat_name: object.outbound_cluster_stat_name.as_str().into(),
+        inbound_cluster_stat_name: object.inbound_cluster_stat_name.as_str().into(),
+        path_normalization: path_normalization(
+            &at.field("pathNormalization"),
+            object.path_normalization.as_ref(),
+        ),
+        access_log_file: object.access_log_file.as_str().into(),
+        access_log_format: object.access_log_format.as_str().into(),
+        access_log_json: access_log_json(&at.field("accessLogEncoding"), &object.access_log_encoding),
+        num_trusted_proxies: topology.map_or(0, |topology| topology.num_trusted_proxies),
+        forward_client_cert: forward_client_cert(
+            &at_topology.field("forwardClientCertDetails"),
+            topology.and_then(|topology| topology.forward_client_cert_details.as_ref()),
+        ),
+        gateway_proxy_protocol: topology.is_some_and(|topology| topology.proxy_protocol.is_some()),
+        drain_duration: positive(
+            &at_proxy,
+            "drainDuration",
+            &object.default_config.drain_duration,
+            default.drain_duration,
+        ),
+    };
+    report.all_or_nothing(Mesh { config, context })
+}
+
+fn texts(given: &[String]) -> Vec<Str> {
+    given.iter().map(|text| Str::from(text.as_str())).collect()
+}
+
+fn listen_port(at: &At<'_>, field: &str, given: u16) -> u16 {
+    at.field(field).check(port(given.into())).unwrap_or_default()
+}
+
+fn positive(at: &At<'_>, field: &str, given: &str, default: Duration) -> Duration {
+    at.field(field).check(positive_duration(given)).unwrap_or(default)
+}
+
+fn outbound(at: &At<'_>, context: &Context, given: &api::MeshOutboundTrafficPolicy) -> OutboundTrafficPolicy {
+    let at_mode = at.field("mode");
+    let mode = match &given.mode {
+        // An empty policy is the strict one.
+        None | Some(api::MeshOutboundMode::RegistryOnly) => OutboundMode::RegistryOnly,
+        Some(api::MeshOutboundMode::AllowAny) => OutboundMode::AllowAny,
+        Some(api::MeshOutboundMode::AllowAnyDynamicDns) => {
+            at_mode.warn("ALLOW_ANY_DYNAMIC_DNS is not supported yet: it is taken as ALLOW_ANY");
+            OutboundMode::AllowAny
+        }
+        Some(api::MeshOutboundMode::Other(value)) => {
+            unknown(&at_mode, value, api::MeshOutboundMode::VALUES);
+            OutboundMode::RegistryOnly
+        }
+    };
+    if given.tls.is_some() {
+        at.field("tls").warn("is not supported yet and has no effect");
+    }
+    let scope = Scope {
+        context,
+        namespace: context.root_namespace.as_str(),
+        is_delegate: false,
+        has_gateway: false,
+        hosts: &[],
+    };
+    let at_proxy = at.field("egressProxy");
+    let egress_proxy = given.egress_proxy.as_ref().map(|proxy| destination(&at_proxy, &scope, Some(proxy)));
+    OutboundTrafficPolicy { mode, egress_proxy }
+}
+
+fn inbound(at: &At<'_>, given: &api::InboundTrafficPolicy) -> bool {
+    match &given.mode {
+        None | Some(api::InboundMode::Passthrough) => true,
+        Some(api::InboundMode::Localhost) => false,
+        Some(api::InboundMode::Other(value)) => {
+            unknown(&at.field("mode"), value, api::InboundMode::VALUES);
+            true
+        }
+    }
+}
+
+fn h2_upgrade(at: &At<'_>, given: &api::MeshH2UpgradePolicy) -> H2Upgrade {
+    match given {
+        api::MeshH2UpgradePolicy::DoNotUpgrade => H2Upgrade::Default,
+        api::MeshH2UpgradePolicy::Upgrade => H2Upgrade::Upgrade,
+        api::MeshH2UpgradePolicy::Other(value) => {
+            unknown(at, value, api::MeshH2UpgradePolicy::VALUES);
+            H2Upgrade::Default
+        }
+    }
+}
+
+fn path_normalization(at: &At<'_>, given: Option<&api::PathNormalization>) -> PathNormalization {
+    match given.and_then(|given| given.normalization.as_ref()) {
+        None | Some(api::NormalizationType::Default) => PathNormalization::Default,
+        Some(api::NormalizationType::None) => PathNormalization::None,
+        Some(api::NormalizationType::Base) => PathNormalization::Base,
+        Some(api::NormalizationType::MergeSlashes) => PathNormalization::MergeSlashes,
+        Some(api::NormalizationType::DecodeAndMergeSlashes) => PathNormalization::DecodeAndMergeSlashes,
+        Some(api::NormalizationType::Other(value)) => {
+            unknown(&at.field("normalization"), value, api::NormalizationType::VALUES);
+            PathNormalization::Default
+        }
+    }
+}
+
+fn access_log_json(at: &At<'_>, given: &api::AccessLogEncoding) -> bool {
+    match given {
+        api::AccessLogEncoding::Text => false,
+        api::AccessLogEncoding::Json => true,
+        api::AccessLogEncoding::Other(value) => {
+            unknown(at, value, api::AccessLogEncoding::VALUES);
+            false
+        }
+    }
+}
+
+fn forward_client_cert(at: &At<'_>, given: Option<&api::ForwardClientCertDetails>) -> ForwardClientCert {
+    match given {
+        None | Some(api::ForwardClientCertDetails::Undefined) => ForwardClientCert::Undefined,
+        Some(api::ForwardClientCertDetails::Sanitize) => ForwardClientCert::Sanitize,
+        Some(api::ForwardClientCertDetails::ForwardOnly) => ForwardClientCert::ForwardOnly,
+        Some(api::ForwardClientCertDetails::AppendForward) => ForwardClientCert::AppendForward,
+        Some(api::ForwardClientCertDetails::SanitizeSet) => ForwardClientCert::SanitizeSet,
+        Some(api::ForwardClientCertDetails::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
+        Some(api::ForwardClientCertDetails::Other(value)) => {
+            unknown(at, value, api::ForwardClientCertDetails::VALUES);
+            ForwardClientCert::Undefined
+        }
+    }
+}

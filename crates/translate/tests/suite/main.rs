@@ -1,0 +1,6 @@
+//! Tests of the whole crate through its public functions.
+
+mod common;
+mod golden;
+mod rejections;
+mod totality;

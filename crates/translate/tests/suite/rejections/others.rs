@@ -1,0 +1,128 @@
+//! PeerAuthentication, Services, credentials and MeshConfig.
+
+use crate::common::{context, objects, translate_object};
+use k8s_api::mesh_config::MeshConfig;
+
+#[test]
+fn peer_authentications() {
+    const API: &str = "security.istio.io/v1";
+    const KIND: &str = "PeerAuthentication";
+    super::check(
+        API,
+        KIND,
+        &[
+            ("{}", &[]),
+            ("{mtls: {mode: STRICT}}", &[]),
+            ("{selector: {matchLabels: {a: b}}, portLevelMtls: {8080: {mode: UNSET}}}", &[]),
+            ("{mtls: {mode: LOOSE}}", &["spec.mtls.mode"]),
+            ("{portLevelMtls: {8080: {mode: STRICT}}}", &["spec.portLevelMtls"]),
+            ("{selector: {}, portLevelMtls: {0: {}}}", &["spec.portLevelMtls", "spec.portLevelMtls[0]"]),
+            ("{selector: {matchLabels: {a: '*'}}}", &["spec.selector.matchLabels[a]"]),
+        ],
+    );
+    assert_eq!(super::warned(API, KIND, "{selector: {}, mtls: {mode: STRICT}}"), ["spec.selector"]);
+}
+
+/// Services with bad ports keep the others.
+#[test]
+fn services() {
+    for (spec, fields) in [
+        ("{ports: [{port: 0}, {port: 9}]}", &["spec.ports[0].port"][..]),
+        ("{ports: [{port: 80, name: a_b}, {port: 9}]}", &["spec.ports[0].name"]),
+        ("{ports: [{port: 80, targetPort: 70000}, {port: 9}]}", &["spec.ports[0].targetPort"]),
+        ("{clusterIP: x, ports: [{port: 9}]}", &["spec.clusterIP"]),
+        ("{clusterIP: None, ports: [{port: 9, targetPort: web}]}", &[]),
+    ] {
+        let outcome = super::translate("v1", "Service", spec);
+        let refused: Vec<&str> =
+            outcome.rejections.iter().map(|rejection| rejection.field.as_str()).collect();
+        assert_eq!(refused, fields, "{spec}");
+        assert!(outcome.value.unwrap().contains("port: 9,"), "{spec}");
+    }
+    super::check("v1", "Service", &[("{type: ExternalName}", &["spec.externalName"])]);
+}
+
+#[test]
+fn credentials() {
+    let pem = |label: &str| format!("\"-----BEGIN {label}-----\\naGVsbG8=\\n-----END {label}-----\\n\"");
+    let (cert, key) = (pem("CERTIFICATE"), pem("EC PRIVATE KEY"));
+    for (kind, data, fields, is_used) in [
+        ("Secret", format!("tls.crt: {cert}, tls.key: {key}, ca.crt: {cert}"), &[][..], true),
+        ("Secret", format!("cert: {cert}, key: {key}"), &[], true),
+        ("Secret", format!("cacert: {cert}"), &[], true),
+        ("Secret", format!("tls.crt: {cert}"), &["data"], false),
+        ("Secret", "tls.crt: '', tls.key: ''".to_owned(), &["data"], false),
+        ("Secret", format!("tls.crt: {key}, tls.key: {key}"), &["data[tls.crt]"], false),
+        ("Secret", format!("tls.crt: {cert}, tls.key: rubbish, ca.crt: {cert}"), &["data[tls.key]"], true),
+        ("Secret", format!("tls.crt: {cert}, tls.key: {key}, ca.crl: x"), &["data[ca.crl]"], true),
+        ("Secret", "ca.crt: '-----BEGIN CERTIFICATE-----'".to_owned(), &["data[ca.crt]"], false),
+        ("ConfigMap", format!("ca.crt: {cert}"), &[], true),
+        ("ConfigMap", format!("tls.crt: {cert}, tls.key: {key}"), &["data"], false),
+    ] {
+        let field = if kind == "Secret" { "stringData" } else { "data" };
+        let yaml = format!(
+            "apiVersion: v1\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\n{field}: {{{data}}}\n"
+        );
+        let outcome = translate_object(&context(), &objects(&yaml)[0]);
+        let refused: Vec<&str> =
+            outcome.rejections.iter().map(|rejection| rejection.field.as_str()).collect();
+        assert_eq!(refused, fields, "{yaml}");
+        assert_eq!(outcome.value.is_some(), is_used, "{yaml}");
+        assert!(!format!("{outcome:?}").contains("aGVsbG8"), "bytes of a credential must not be printed");
+    }
+}
+
+#[test]
+fn authorities_have_a_secret_of_their_own_or_share_one() {
+    assert_eq!(translate::ca_secret_names("edge"), ["edge-cacert", "edge"]);
+    assert_eq!(translate::ca_secret_names("edge-cacert"), ["edge-cacert", "edge"]);
+}
+
+#[test]
+fn mesh_configs() {
+    for (yaml, fields) in [
+        ("{}", &[][..]),
+        ("{connectTimeout: 0s}", &["mesh.connectTimeout"]),
+        ("{protocolDetectionTimeout: soon}", &["mesh.protocolDetectionTimeout"]),
+        ("{dnsRefreshRate: '5'}", &["mesh.dnsRefreshRate"]),
+        ("{proxyListenPort: 0}", &["mesh.proxyListenPort"]),
+        ("{outboundTrafficPolicy: {mode: SOME}}", &["mesh.outboundTrafficPolicy.mode"]),
+        ("{inboundTrafficPolicy: {mode: SOME}}", &["mesh.inboundTrafficPolicy.mode"]),
+        ("{h2UpgradePolicy: SOME}", &["mesh.h2UpgradePolicy"]),
+        ("{accessLogEncoding: XML}", &["mesh.accessLogEncoding"]),
+        ("{pathNormalization: {normalization: SOME}}", &["mesh.pathNormalization.normalization"]),
+        ("{defaultHttpRetryPolicy: {attempts: -1}}", &["mesh.defaultHttpRetryPolicy.attempts"]),
+        ("{defaultTrafficPolicy: {connectionPool: {}}}", &["mesh.defaultTrafficPolicy.connectionPool"]),
+        ("{defaultConfig: {drainDuration: 0s}}", &["mesh.defaultConfig.drainDuration"]),
+        (
+            "{defaultConfig: {gatewayTopology: {forwardClientCertDetails: SOME}}}",
+            &["mesh.defaultConfig.gatewayTopology.forwardClientCertDetails"],
+        ),
+    ] {
+        let parsed = MeshConfig::parse(&[("test", yaml)]).unwrap();
+        let outcome = translate::mesh_config(&"cluster.local".into(), &"c1".into(), &parsed.config);
+        let refused: Vec<&str> =
+            outcome.rejections.iter().map(|rejection| rejection.field.as_str()).collect();
+        assert_eq!(refused, fields, "{yaml}");
+        assert_eq!(outcome.value.is_some(), fields.is_empty(), "{yaml}");
+    }
+}
+
+#[test]
+fn the_defaults_of_both_crates_are_the_same_and_set_fields_arrive() {
+    let translate = |yaml: &str| {
+        let parsed = MeshConfig::parse(&[("test", yaml)]).unwrap();
+        translate::mesh_config(&"cluster.local".into(), &"c1".into(), &parsed.config).value.unwrap()
+    };
+    assert_eq!(translate("{}").config, model::MeshConfig::default());
+    let mesh = translate(
+        "{rootNamespace: mesh, defaultServiceExportTo: [.], outboundTrafficPolicy: {}, inboundTrafficPolicy: {mode: LOCALHOST},
+          defaultConfig: {gatewayTopology: {numTrustedProxies: 2, proxyProtocol: {}}}, localityLbSetting: {enabled: false}}",
+    );
+    assert_eq!(mesh.context.root_namespace.as_str(), "mesh");
+    assert_eq!(mesh.context.default_export_to.service, [".".into()]);
+    let config = mesh.config;
+    assert_eq!(config.outbound_traffic_policy.mode, model::sidecar::OutboundMode::RegistryOnly);
+    assert!(!config.inbound_passthrough && config.gateway_proxy_protocol);
+    assert_eq!((config.num_trusted_proxies, config.locality_lb.enabled), (2, Some(false)));
+}
