@@ -114,26 +114,17 @@ pub(crate) fn outlier_detection(at: &At<'_>, given: &api::OutlierDetection) -> O
     }
 }
 
-/// Sorts codes into as few ranges as possible.
+/// Parses status codes, each of which becomes a range of its own in the order of the object.
 fn http_error_codes(at: &At<'_>, given: &[u32]) -> Vec<StatusRange> {
     let at = at.field("outlierDetectionHttpErrorCodes");
     let code = |(i, code): (usize, &u32)| match u16::try_from(*code) {
-        Ok(code @ 100..=599) => Some(code),
+        Ok(code @ 100..=599) => Some(StatusRange { start: code, end: code }),
         _ => {
             at.index(i).reject(format!("{code} is not in the range 100..599"));
             None
         }
     };
-    let mut codes: Vec<u16> = given.iter().enumerate().filter_map(code).collect();
-    codes.sort_unstable();
-    let mut ranges: Vec<StatusRange> = Vec::new();
-    for code in codes {
-        match ranges.last_mut() {
-            Some(last) if code <= last.end + 1 => last.end = code,
-            _ => ranges.push(StatusRange { start: code, end: code }),
-        }
-    }
-    ranges
+    given.iter().enumerate().filter_map(code).collect()
 }
 
 /// Parses a limit, in which 0 is the same as none.
