@@ -7,10 +7,12 @@ mod codegen;
 mod deny;
 mod e2e;
 mod process;
+mod test;
 mod tidy;
 mod tools;
 mod workspace;
 
+use std::fmt;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +34,8 @@ enum Command {
     Hitless(e2e::Args),
     /// Install the real parts that tests run against, each pinned, and print their versions
     Tools(tools::Args),
+    /// Run everything from a clean clone: tools, build, all tests, comparisons
+    Test(test::Args),
     /// Check the workspace's own rules: layers, lints, file sizes
     Tidy(tidy::Args),
     /// Check licences, bans and sources of all dependencies
@@ -40,11 +44,25 @@ enum Command {
     Codegen(codegen::Args),
 }
 
+/// A command failed and has said so; nothing may follow its last line, `N passed, N failed`.
+#[derive(Debug)]
+struct AlreadyReported;
+
+impl fmt::Display for AlreadyReported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("failed, as reported above")
+    }
+}
+
+impl std::error::Error for AlreadyReported {}
+
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            if !error.is::<AlreadyReported>() {
+                eprintln!("error: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -55,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => e2e::run("demo", &args),
         Command::Hitless(args) => e2e::run("hitless", &args),
         Command::Tools(args) => tools::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Deny(args) => deny::run(&args),
         Command::Codegen(args) => codegen::run(&args),
