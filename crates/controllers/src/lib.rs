@@ -1,0 +1,30 @@
+//! Kubernetes as a source of the mesh: one task per kind lists and watches, and hands on what it learns.
+//!
+//! **Invariant:** this is the only crate that talks to the API server. It knows objects, not meshes: what an object
+//! means is decided by others. It never tells of fewer objects than there are: an object is taken away only by a
+//! delete event or by a complete list without it, never because a list, a watch or a connection broke.
+//!
+//! ```text
+//!              ┌ Service ───┐
+//! API server ──┼ Pod ───────┼─▶ Change::{Reset, Apply, Delete, MeshConfig, Synced} ─▶ index
+//!              └ … ─────────┘        └ States: synced? last error? how many objects?
+//! ```
+//!
+//! - [`connect`]: from a kubeconfig to a client whose dead connections are noticed.
+//! - [`run`]: the sources, until nobody listens any more.
+//! - `source`: one source; lists, watches, errors, and kinds that are not there.
+//! - `objects`, `mesh_settings`: what a source makes of what it sees, without I/O.
+
+mod backoff;
+mod connect;
+mod kinds;
+mod mesh_settings;
+mod objects;
+mod run;
+mod source;
+mod state;
+mod trouble;
+
+pub use connect::{Config, ConnectError, connect};
+pub use run::{RunError, SOURCES, run};
+pub use state::{SourceError, SourceState, States};
