@@ -210,4 +210,25 @@ mod tests {
         let error = process.wait_until("readiness", Duration::from_millis(300), ready).unwrap_err();
         assert_eq!(error.to_string(), "waited 300ms for readiness; the log of sh ends with:\nstill busy");
     }
+
+    /// Runs itself again as the process that is killed, since only a process of its own can end without its drops.
+    #[test]
+    fn the_watchdog_ends_what_a_killed_process_leaves() {
+        const CHILD: &str = "WEFT_TESTKIT_KILLED_PROCESS";
+        if let Some(folder) = std::env::var_os(CHILD) {
+            let mut command = Command::new("sleep");
+            command.arg("100");
+            let process = Process::spawn("sleep", command, Path::new(&folder).join("log")).unwrap();
+            fs::write(Path::new(&folder).join("pid"), format!("{}\n", process.id)).unwrap();
+            std::process::abort();
+        }
+        let scratch = Scratch::new("killed").unwrap();
+        let name = "rig::process::tests::the_watchdog_ends_what_a_killed_process_leaves";
+        let mut itself = Command::new(std::env::current_exe().unwrap());
+        itself.args(["--exact", name]).env(CHILD, scratch.path()).stdout(Stdio::null());
+        assert!(!itself.status().unwrap().success());
+        let sleep = fs::read_to_string(scratch.path().join("pid")).unwrap();
+        let sleep = sleep.trim();
+        super::super::poll("the end", Duration::from_secs(10), || (!is_alive(sleep)).then_some(())).unwrap();
+    }
 }
