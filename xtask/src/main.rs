@@ -4,6 +4,7 @@
 //! line in [`Command`] and one in `run`. An error is printed with its causes and ends the process with status 1.
 
 mod codegen;
+mod conformance;
 mod deny;
 mod e2e;
 mod process;
@@ -40,6 +41,8 @@ enum Command {
     Tidy(tidy::Args),
     /// Check licences, bans and sources of all dependencies
     Deny(deny::Args),
+    /// Run a conformance corpus, inputs and outcomes that others wrote
+    Conformance(conformance::Args),
     /// Write the generated files that are checked in, or check them
     Codegen(codegen::Args),
 }
@@ -77,5 +80,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Tidy(args) => tidy::run(&args),
         Command::Deny(args) => deny::run(&args),
         Command::Codegen(args) => codegen::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
     }
 }

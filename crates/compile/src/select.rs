@@ -22,6 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// Istio's filter for exchanging workload metadata over TCP, negotiated by ALPN.
+const METADATA_EXCHANGE: &str = "istio.metadata_exchange";
+
 /// A Service with this label does not translate the ports of gateways.
 const NO_PORT_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-translation";
 
@@ -161,13 +164,22 @@ fn switches(mesh: &Mesh<'_>, proxy: &Proxy) -> Switches {
         reserved_ports: [status, metrics].into_iter().chain(secure.into_iter().filter_map(port)).collect(),
         client_certificates: files("TLS_CLIENT_CERT_CHAIN", "TLS_CLIENT_KEY", "TLS_CLIENT_ROOT_CERT"),
         server_certificates: files("TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT"),
-        extensions: proxy.extensions.iter().filter(|name| name.starts_with("istio")).cloned().collect(),
+        extensions: istio_extensions(proxy),
         network_view: text("REQUESTED_NETWORK_VIEW")
             .map(|text| {
                 text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Str::from).collect()
             })
             .unwrap_or_default(),
     }
+}
+
+/// Returns the extensions that the proxy has beyond those of stock Envoy. Every Envoy lists what it has; one that
+/// lists nothing and says that it is Istio's is taken to be Istio's build.
+fn istio_extensions(proxy: &Proxy) -> BTreeSet<Str> {
+    if proxy.extensions.is_empty() && proxy.metadata.contains_key("ISTIO_VERSION") {
+        return BTreeSet::from([METADATA_EXCHANGE.into()]);
+    }
+    proxy.extensions.iter().filter(|name| name.starts_with("istio")).cloned().collect()
 }
 
 /// Parses Go's notation, such as `1h30m`, `5s` or `250ms`.

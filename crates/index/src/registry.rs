@@ -355,12 +355,11 @@ impl Index {
             return self.registry.selected_endpoints(&named.0, &selector, service, cluster);
         }
         if !spec.endpoints.is_empty() {
-            let inline = spec.endpoints.iter().flat_map(|endpoint| {
-                let entry = WorkloadEntry { spec: endpoint.clone(), ..WorkloadEntry::default() };
-                let mut workload = workloads::of_entry(&entry, trust_domain, cluster).workload;
-                workload.id.namespace = model::Namespace::new(named.0.as_str());
-                workload.workload_name = named.1.as_str().into();
-                let member = workloads::member(workload, trust_domain, cluster);
+            let inline = spec.endpoints.iter().enumerate().flat_map(|(index, endpoint)| {
+                let mut entry = WorkloadEntry { spec: endpoint.clone(), ..WorkloadEntry::default() };
+                entry.metadata.namespace = Some(named.0.clone());
+                entry.metadata.name = Some(format!("{}-{index}", named.1));
+                let member = workloads::of_entry(&entry, trust_domain, cluster);
                 entry_member_endpoints(endpoint, &member, service, cluster)
             });
             return inline.collect();

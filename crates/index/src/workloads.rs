@@ -105,7 +105,11 @@ pub(crate) fn of_entry(entry: &WorkloadEntry, trust_domain: &str, cluster: &Str)
             .collect(),
         labels,
     };
-    member(workload, trust_domain, cluster)
+    let says_nothing = workload.labels.get(TLS_MODE).is_none();
+    let has_account = !workload.service_account.is_empty();
+    let member = member(workload, trust_domain, cluster);
+    // Nobody labels an entry by injection: a service account is how it says that it has a certificate.
+    Member { mtls: member.mtls || (says_nothing && has_account), ..member }
 }
 
 /// Adds what endpoints need to a workload. Without a service account there is no identity.

@@ -1,0 +1,39 @@
+//! Weft's command line: what a proxy would get, and what would become of a call, from manifests alone.
+
+mod case;
+mod mesh;
+mod simulate;
+mod translate;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Compiles and explains mesh configuration without a cluster.
+#[derive(Parser)]
+#[command(name = "weftctl", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print what each proxy of a case gets, as {proxy: {clusters, listeners, routes, endpoints}} in protobuf JSON
+    Translate(translate::Args),
+    /// Print what becomes of each call of a case: listener, filter chain, route, cluster, or why it is refused
+    Simulate(simulate::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Translate(args) => translate::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! A mesh made from manifests, as `weftd --config` would make it.
+
+use anyhow::{Context as _, Result};
+use index::{Index, Reset, Settings};
+use k8s_api::mesh_config::MeshConfig;
+use model::MeshView;
+use source_dir::Scanner;
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Reads the manifests at `objects`, a file or a directory. What is wrong with them goes to standard error; the
+/// rest is used, as in production.
+pub(crate) fn load(objects: &Path, mesh_config: &serde_json::Value, domain: &str) -> Result<Arc<MeshView>> {
+    let scan = Scanner::new(objects).scan(&HashSet::new()).context("cannot read the objects")?;
+    for problem in &scan.problems {
+        let severity = if problem.is_error { "error" } else { "warning" };
+        eprintln!("{severity}: {}:{}: {}", problem.path.display(), problem.line, problem.message);
+    }
+    let mut index = Index::new(Settings { domain: domain.into(), cluster: "Kubernetes".into() });
+    let merged = MeshConfig::merge([mesh_config]).context("the mesh configuration cannot be used")?;
+    for path in k8s_api::mesh_config::fields_not_read(mesh_config) {
+        eprintln!("warning: meshConfig.{path}: Weft does not act on this field yet");
+    }
+    let (domain, cluster) = (domain.into(), "Kubernetes".into());
+    let translated = translate::mesh_config(&domain, &cluster, &merged);
+    for rejection in translated.rejections.iter().chain(&translated.warnings) {
+        eprintln!("error: {rejection}");
+    }
+    if let Some(mesh) = translated.value {
+        index.set_mesh_config(mesh.config, mesh.context);
+    }
+    index.reset(&Reset::Everything, scan.objects);
+    let view = index.publish().map_or_else(|| index.view(), |(view, _)| view);
+    for findings in index.findings().values() {
+        for finding in &findings.findings {
+            let severity = if finding.is_error { "error" } else { "warning" };
+            eprintln!("{severity}: {}: {}", findings.origin, finding.rejection);
+        }
+    }
+    Ok(view)
+}
