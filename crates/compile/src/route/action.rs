@@ -132,10 +132,12 @@ pub(super) fn redirect(redirect: &Redirect, port: u16, tls: bool) -> Option<Redi
         308 => RedirectResponseCode::PermanentRedirect,
         _ => return None,
     };
-    let path = redirect.uri.as_deref().map(|uri| match uri.strip_prefix(KEEP_REST_OF_PATH) {
+    let uri = redirect.uri.as_deref().unwrap_or_default();
+    let path = match uri.strip_prefix(KEEP_REST_OF_PATH) {
         Some(prefix) => PathRewriteSpecifier::PrefixRewrite(prefix.to_owned()),
+        // An empty path keeps the request's.
         None => PathRewriteSpecifier::PathRedirect(uri.to_owned()),
-    });
+    };
     let new_port = match redirect.port {
         Some(RedirectPort::Number(number)) => number,
         // Envoy cannot take the port from the request, but these routes are for one port only.
@@ -152,7 +154,7 @@ pub(super) fn redirect(redirect: &Redirect, port: u16, tls: bool) -> Option<Redi
             .scheme
             .as_ref()
             .map(|scheme| SchemeRewriteSpecifier::SchemeRedirect(scheme.to_string())),
-        path_rewrite_specifier: path,
+        path_rewrite_specifier: Some(path),
         ..RedirectAction::default()
     })
 }
@@ -359,7 +361,7 @@ mod tests {
             let got = redirect(&wanted, 8080, tls).unwrap();
             assert_eq!(got.port_redirect, expected, "{wanted:?} tls {tls}");
             assert_eq!(got.host_redirect, "www");
-            assert_eq!(got.path_rewrite_specifier, None);
+            assert_eq!(got.path_rewrite_specifier, Some(PathRewriteSpecifier::PathRedirect(String::new())));
         }
     }
 

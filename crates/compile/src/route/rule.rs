@@ -192,10 +192,6 @@ impl Destinations<'_, '_> {
         let mut clusters = Vec::with_capacity(targets.len());
         for target in targets.iter().filter(|target| target.weight > 0) {
             let (request, response) = (&target.headers.request, &target.headers.response);
-            let authority = match &action.host_rewrite_specifier {
-                Some(_) => None,
-                None => target.authority_from_headers.as_ref(),
-            };
             clusters.push(ClusterWeight {
                 name: self.cluster(&target.destination, default),
                 weight: wire::u32_value(target.weight),
@@ -203,7 +199,7 @@ impl Destinations<'_, '_> {
                 request_headers_to_remove: action::removed_headers(request),
                 response_headers_to_add: action::added_headers(response),
                 response_headers_to_remove: action::removed_headers(response),
-                host_rewrite_specifier: authority.map(|authority| {
+                host_rewrite_specifier: target.authority_from_headers.as_ref().map(|authority| {
                     cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(authority.to_string())
                 }),
                 ..ClusterWeight::default()
