@@ -168,9 +168,11 @@ impl<'a> Merge<'a> {
     /// Claims the hosts of a server with TLS. Returns whether none was taken: two filter chains for one SNI would
     /// make Envoy refuse the listener. The hosts of a server that is refused stay claimed.
     fn claim_hosts(&mut self, server: &Server, port: u16) -> bool {
+        // A host may be there for several namespaces.
+        let names: BTreeSet<String> = server.hosts.iter().map(|host| claimed_name(server, host)).collect();
         let mut free = true;
-        for host in &server.hosts {
-            free &= self.hosts.insert((port, server.bind.clone(), claimed_name(server, host)));
+        for name in names {
+            free &= self.hosts.insert((port, server.bind.clone(), name));
         }
         free
     }
@@ -323,6 +325,12 @@ mod tests {
     fn hosts_may_repeat_on_another_bind() {
         let got = merged(&[("a", &["443/HTTPS/x tls simple", "443/HTTPS/x tls simple bind 10.0.0.1"])], &[]);
         assert_eq!(got, ["443: a>https.443.https.a.edge", "443@10.0.0.1: a>https.443.https.a.edge.10.0.0.1"]);
+    }
+
+    #[test]
+    fn one_server_may_have_a_host_for_several_namespaces() {
+        let got = merged(&[("a", &["443/HTTPS/one@x,two@x,x tls simple"])], &[]);
+        assert_eq!(got, ["443: a>https.443.https.a.edge"]);
     }
 
     #[test]

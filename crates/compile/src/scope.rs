@@ -118,7 +118,7 @@ pub fn scope(mesh: &Mesh<'_>, key: &ScopeKey) -> Scope {
         Some(sidecar) if !sidecar.egress.is_empty() => {
             sidecar.egress.iter().map(|listener| visible.behind(listener, &key.namespace)).collect()
         }
-        _ => vec![visible.everything(key.gateway)],
+        _ => vec![visible.everything(key.gateway, &key.namespace)],
     };
     let (services, service_order) = union(&visible, &egress, &key.namespace);
     let outbound_traffic_policy = sidecar
@@ -162,13 +162,15 @@ impl<'a> Visible<'a> {
     }
 
     /// The listener of a scope without Sidecar.
-    fn everything(&self, gateway: bool) -> EgressScope {
+    fn everything(&self, gateway: bool, namespace: &Namespace) -> EgressScope {
+        let best = best_by_host(self.services.iter().copied(), namespace);
+        let services = self.services.iter().filter(|row| best.get(&row.key.host) == Some(&&row.key));
         let rules = self.rules.iter().filter(|row| gateway || row.gateways.contains(&GatewayRef::Mesh));
         EgressScope {
             port: None,
             bind: None,
             capture_mode: CaptureMode::Default,
-            services: self.services.iter().map(|row| whole(row)).collect(),
+            services: services.map(|row| whole(row)).collect(),
             virtual_services: rules.map(|row| row.key.clone()).collect(),
         }
     }
@@ -182,16 +184,10 @@ impl<'a> Visible<'a> {
             .filter(|row| hosts.import(&row.key.namespace, |host| row.key.host.is_within(host)))
             .filter_map(|row| Some((*row, at_listener_port(row, listener.port.as_ref())?)))
             .collect();
-        let mut best: BTreeMap<&Hostname, &ServiceRow> = BTreeMap::new();
-        for (row, _) in &imported {
-            let better = best.get(&row.key.host).is_none_or(|held| is_better(row, held, namespace));
-            if better {
-                best.insert(&row.key.host, row);
-            }
-        }
+        let best = best_by_host(imported.iter().map(|(row, _)| *row), namespace);
         let services = imported
             .iter()
-            .filter(|(row, _)| best.get(&row.key.host).is_some_and(|held| held.key == row.key))
+            .filter(|(row, _)| best.get(&row.key.host) == Some(&&row.key))
             .map(|(_, service)| service.clone())
             .collect();
         let virtual_services = self
@@ -240,6 +236,20 @@ impl<'a> Imports<'a> {
     fn import(&self, namespace: &Namespace, matches: impl Fn(&Hostname) -> bool) -> bool {
         self.0.iter().any(|(only, host)| only.is_none_or(|only| only == namespace) && matches(host))
     }
+}
+
+/// Returns the service to be used for each host.
+fn best_by_host<'a>(
+    rows: impl Iterator<Item = &'a ServiceRow>,
+    namespace: &Namespace,
+) -> HashMap<&'a Hostname, &'a ServiceKey> {
+    let mut best: HashMap<&Hostname, &ServiceRow> = HashMap::new();
+    for row in rows {
+        if best.get(&row.key.host).is_none_or(|held| is_better(row, held, namespace)) {
+            best.insert(&row.key.host, row);
+        }
+    }
+    best.into_iter().map(|(host, row)| (host, &row.key)).collect()
 }
 
 /// Returns whether `candidate` is to be used for its host rather than `held`, which came first: the proxies' own

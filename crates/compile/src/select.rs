@@ -213,7 +213,13 @@ fn targets(
     workload: Option<&Workload>,
     labels: &Labels,
 ) -> Vec<ServiceTarget> {
-    let by_address: BTreeSet<&ServiceKey> = proxy.ips.iter().flat_map(|ip| mesh.services_at(*ip)).collect();
+    // Only those of its own namespace: nobody may put a workload behind a service of theirs.
+    let by_address: BTreeSet<&ServiceKey> = proxy
+        .ips
+        .iter()
+        .flat_map(|ip| mesh.services_at(*ip))
+        .filter(|service| service.namespace == proxy.namespace)
+        .collect();
     let namespace = &proxy.workload.namespace;
     let selected = mesh
         .services_in(namespace)

@@ -7,7 +7,7 @@ use super::virtual_host::Draft;
 use crate::audience::OutboundAudience;
 use crate::names::{self, OutboundRoute};
 use crate::scope::{EgressScope, Scope, ScopedService};
-use model::service::{Registry, Resolution};
+use model::service::Resolution;
 use model::sidecar::OutboundMode;
 use model::view::{ServiceRow, VirtualServiceRow};
 use model::virtual_service::GatewayRef;
@@ -110,30 +110,13 @@ impl<'m, 'a> Builder<'m, 'a> {
         drafts
     }
 
-    /// Returns the services that have the wanted port, one for each host.
+    /// Returns the services that have the wanted port.
     fn listed(&self) -> Vec<Listed<'a>> {
-        let mut chosen: HashMap<&Hostname, usize> = HashMap::new();
-        let mut listed: Vec<Listed<'a>> = Vec::new();
-        for scoped in &self.listener.services {
-            if let Wanted::Service(host, _) = self.wanted
-                && scoped.key.host.as_str() != host
-            {
-                continue;
-            }
-            let Some(service) = self.at_port(scoped) else { continue };
-            match chosen.get(&service.row.key.host) {
-                None => {
-                    chosen.insert(&service.row.key.host, listed.len());
-                    listed.push(service);
-                }
-                Some(&index) => {
-                    if self.is_better(service.row, listed[index].row) {
-                        listed[index] = service;
-                    }
-                }
-            }
-        }
-        listed
+        let wanted = |scoped: &&ScopedService| match self.wanted {
+            Wanted::Service(host, _) => scoped.key.host.as_str() == host,
+            _ => true,
+        };
+        self.listener.services.iter().filter(wanted).filter_map(|scoped| self.at_port(scoped)).collect()
     }
 
     fn at_port(&self, scoped: &ScopedService) -> Option<Listed<'a>> {
@@ -152,16 +135,6 @@ impl<'m, 'a> Builder<'m, 'a> {
             None => row.ports.iter().filter(visible).collect(),
         };
         (!ports.is_empty()).then_some(Listed { row, ports })
-    }
-
-    /// Returns whether `new` is to be used for its host rather than `held`: a ServiceEntry has the addresses that are
-    /// dialled although a Kubernetes Service has the endpoints; otherwise the scope decides.
-    fn is_better(&self, new: &ServiceRow, held: &ServiceRow) -> bool {
-        match (new.registry, held.registry) {
-            (Registry::External, Registry::Kubernetes) => true,
-            (Registry::Kubernetes, Registry::External) => false,
-            _ => self.destinations.scope.service(&new.key.host) == Some(&new.key),
-        }
     }
 
     /// Returns the routes of every VirtualService that applies, in order of precedence, then those of the services

@@ -136,6 +136,7 @@ fn tls_servers_are_told_apart_by_server_name() {
     edge.check(
         "
 0.0.0.0_443 0.0.0.0:443 bound [tls_inspector]
+  sni=a.com,b.com > tls http https.443.p443-bxcom-axcom-appxaxcom.edge.app
   sni=*.c.com > tls http https.443.p443-xxcxcom.edge.app
   - > tls http https.443.p443-x.edge.app",
     );

@@ -99,16 +99,23 @@ fn aliases_answer_through_what_they_stand_for() {
 }
 
 #[test]
-fn a_service_entry_has_the_addresses_of_a_host_that_kubernetes_has_too() {
-    let world =
-        World::new().service("shop/cart", "80/http").service_with("infra/entry", "80/http", |service| {
-            service.key.host = Hostname::new("cart.shop.svc.cluster.local");
+fn of_services_with_one_host_the_clients_own_wins_then_the_oldest() {
+    let entry = |address: [u8; 4]| {
+        move |service: &mut model::Service| {
+            service.key.host = Hostname::new("geo.test");
             service.registry = model::service::Registry::External;
-            service.vips = vec![Vip::Ip([172, 16, 0, 2].into())];
-        });
-    let got = world.outbound("other", "80").unwrap();
-    let domains = &host(&got, CART).domains;
-    assert!(domains.contains(&"172.16.0.2".to_owned()), "{domains:?}");
+            service.vips = vec![Vip::Ip(address.into())];
+        }
+    };
+    let world = World::new().service_with("shop/old", "80/http", entry([172, 16, 0, 1])).service_with(
+        "infra/new",
+        "80/http",
+        entry([172, 16, 0, 2]),
+    );
+    for (namespace, address) in [("shop", "172.16.0.1"), ("infra", "172.16.0.2"), ("other", "172.16.0.1")] {
+        let got = world.outbound(namespace, "80").unwrap();
+        assert_eq!(host(&got, "geo.test:80").domains, ["geo.test", "geo.test.", address], "{namespace}");
+    }
 }
 
 #[test]
