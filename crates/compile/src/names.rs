@@ -130,7 +130,7 @@ pub fn inbound_virtual_host(service_port: u16) -> String {
 }
 
 /// Returns the name of a listener on `bind` and `port`, which is also that of a service's filter chain in
-/// `virtualInbound`. A Unix socket of a Sidecar is named by its path alone; on gateways it has port 0.
+/// `virtualInbound`. A Unix socket has port 0.
 pub fn listener(bind: &str, port: u16) -> String {
     let mut name = String::with_capacity(bind.len() + 6);
     name.push_str(bind);

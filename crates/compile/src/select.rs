@@ -11,7 +11,7 @@ use crate::scope;
 use crate::shared::Shared;
 use model::labels::topology;
 use model::proxy::{Interception, ProxyRole};
-use model::service::{Registry, TargetPort};
+use model::service::{Address, Registry, TargetPort};
 use model::sidecar::{CaptureMode, IngressEndpoint};
 use model::view::ServiceRow;
 use model::{
@@ -148,10 +148,12 @@ fn switches(mesh: &Mesh<'_>, proxy: &Proxy) -> Switches {
             root: text(root).cloned().unwrap_or_default(),
         })
     };
-    // The agent's bootstrap listens there itself, whether or not the metadata says so.
-    let status = port("ENVOY_STATUS_PORT").unwrap_or(15021);
-    let metrics = port("ENVOY_PROMETHEUS_PORT").unwrap_or(15090);
-    let secure = ["ENVOY_SECURE_METRICS_PORT", "ENVOY_SECURE_MERGED_METRICS_PORT"];
+    let own = [
+        "ENVOY_STATUS_PORT",
+        "ENVOY_PROMETHEUS_PORT",
+        "ENVOY_SECURE_METRICS_PORT",
+        "ENVOY_SECURE_MERGED_METRICS_PORT",
+    ];
     Switches {
         http10: flag("HTTP10"),
         http_proxy_port: port("HTTP_PROXY_PORT").unwrap_or(mesh.config().proxy_http_port),
@@ -161,7 +163,7 @@ fn switches(mesh: &Mesh<'_>, proxy: &Proxy) -> Switches {
         inbound_exact_balance: flag("INBOUND_LISTENER_EXACT_BALANCE"),
         outbound_exact_balance: flag("OUTBOUND_LISTENER_EXACT_BALANCE"),
         unprivileged: flag("UNPRIVILEGED_POD"),
-        reserved_ports: [status, metrics].into_iter().chain(secure.into_iter().filter_map(port)).collect(),
+        reserved_ports: own.into_iter().filter_map(port).collect(),
         client_certificates: files("TLS_CLIENT_CERT_CHAIN", "TLS_CLIENT_KEY", "TLS_CLIENT_ROOT_CERT"),
         server_certificates: files("TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT"),
         extensions: istio_extensions(proxy),
@@ -228,8 +230,20 @@ fn targets(
         })
         .map(|row| (row.created, row.object.name.clone(), target(row, workload)));
     let addressed = by_address.iter().filter_map(|key| {
-        let row = mesh.services_in(&key.namespace).find(|row| row.key == **key)?;
-        Some((row.created, row.object.name.clone(), target(row, workload)))
+        let row = mesh.service_row(key)?;
+        let mut target = target(row, workload);
+        if row.registry == Registry::External {
+            // The endpoint says which port it is, whatever the service's target port is.
+            for (port, number) in &mut target.ports {
+                let name = row.ports.iter().find(|own| own.port == *port).map(|own| &own.name);
+                let own = mesh.endpoints(key).iter().find(|endpoint| {
+                    Some(&endpoint.service_port) == name
+                        && matches!(endpoint.address, Address::Ip(ip) if proxy.ips.contains(&ip))
+                });
+                *number = own.map_or(*number, |endpoint| endpoint.port);
+            }
+        }
+        Some((row.created, row.object.name.clone(), target))
     });
     let mut targets: Vec<_> = selected.chain(addressed).collect();
     targets.sort();

@@ -12,8 +12,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What HTTP without TLS is recognised by, once the HTTP inspector has seen its first bytes.
 pub(super) const PLAIN_HTTP: &[&str] = &["http/1.1", "h2c"];
-/// The same where HTTP/1.0 is accepted.
-pub(super) const PLAIN_HTTP_10: &[&str] = &["http/1.0", "http/1.1", "h2c"];
 /// Every ALPN that a client of the mesh may offer.
 pub(super) const MESH: &[&str] =
     &["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
@@ -51,8 +49,8 @@ pub(super) struct Condition {
 
 impl Condition {
     /// Takes plain HTTP.
-    pub(super) fn plain_http(alpn: &'static [&'static str]) -> Self {
-        Self { transport: Transport::Raw, alpn, ..Self::default() }
+    pub(super) fn plain_http() -> Self {
+        Self { transport: Transport::Raw, alpn: PLAIN_HTTP, ..Self::default() }
     }
 
     /// Returns whether every connection is taken.

@@ -4,7 +4,7 @@
 use super::chain::{Chain, Condition, Filters};
 use super::http::{Http, Routes, Side};
 use super::tcp::L4;
-use super::{ACCEPTS_AT_ONCE, Context, access_log, exact_balance, http, resource, tcp};
+use super::{ACCEPTS_AT_ONCE, Context, access_log, exact_balance, http, inspection_timeout, resource, tcp};
 use crate::audience::OutboundAudience;
 use crate::names;
 use crate::scope::Scope;
@@ -88,7 +88,7 @@ fn explicit_proxy(context: &Context<'_>) -> Option<Resource> {
         address: Some(wire::socket_address(bind, port)),
         filter_chains: vec![chain.into_message(&mut needs)],
         traffic_direction: TrafficDirection::Outbound.into(),
-        listener_filters_timeout: wire::duration(context.config.protocol_detection_timeout),
+        listener_filters_timeout: inspection_timeout(context.config, &[]),
         continue_on_listener_filters_timeout: true,
         connection_balance_config: exact_balance(context.switches.outbound_exact_balance),
         max_connections_to_accept_per_socket_event: wire::u32_value(ACCEPTS_AT_ONCE),

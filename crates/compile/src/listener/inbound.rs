@@ -14,7 +14,10 @@
 
 use super::chain::{Chain, Condition, Filters, MESH, MESH_HTTP, MESH_TCP, PLAIN_HTTP, Transport};
 use super::http::{Http, Routes, Side};
-use super::{ACCEPTS_AT_ONCE, Context, access_log, address, exact_balance, http, inspector, resource, tcp};
+use super::{
+    ACCEPTS_AT_ONCE, Context, access_log, address, exact_balance, http, inspection_timeout, inspector,
+    resource, tcp,
+};
 use crate::audience::{InboundAudience, OutboundAudience};
 use crate::names;
 use crate::route::{self, InboundRoute};
@@ -162,13 +165,12 @@ impl Inbound<'_, '_> {
         let itself = Condition { port: Some(number), ..Condition::default() };
         let mut chains = vec![Chain::named(names::VIRTUAL_INBOUND_BLACK_HOLE, itself, tcp::to_black_hole())];
         chains.extend(self.passthrough_chains(None, self.audience.mtls.default));
-        let captured = || ports.iter().filter(|port| !port.bound);
         for (port, mode) in &self.audience.mtls.ports {
-            if !captured().any(|own| own.number == *port) {
+            if !ports.iter().any(|own| own.number == *port) {
                 chains.extend(self.passthrough_chains(Some(*port), *mode));
             }
         }
-        for port in captured() {
+        for port in ports.iter().filter(|port| !port.bound) {
             chains.extend(self.port_chains(port));
         }
         let mut listener_filters = vec![inspector::original_destination()];
@@ -182,6 +184,7 @@ impl Inbound<'_, '_> {
             name: names::VIRTUAL_INBOUND.to_owned(),
             address: Some(wire::socket_address(context.wildcard(), number)),
             filter_chains: chains.into_iter().map(|chain| chain.into_message(&mut needs)).collect(),
+            listener_filters_timeout: inspection_timeout(context.config, &listener_filters),
             listener_filters,
             transparent: transparent.then(|| true.into()),
             access_log: access_log::unmatched_connections(context.config),
@@ -198,6 +201,7 @@ impl Inbound<'_, '_> {
             name: names::listener(&port.bind, port.number),
             address: Some(address(&port.bind, port.number)),
             filter_chains: chains.into_iter().map(|chain| chain.into_message(&mut needs)).collect(),
+            listener_filters_timeout: inspection_timeout(self.context.config, &listener_filters),
             listener_filters,
             ..self.listener()
         };
@@ -206,7 +210,6 @@ impl Inbound<'_, '_> {
 
     fn listener(&self) -> Listener {
         Listener {
-            listener_filters_timeout: wire::duration(self.context.config.protocol_detection_timeout),
             continue_on_listener_filters_timeout: true,
             traffic_direction: TrafficDirection::Inbound.into(),
             connection_balance_config: exact_balance(self.context.switches.inbound_exact_balance),

@@ -32,9 +32,9 @@ use crate::wire;
 use model::MeshConfig;
 use prost::Message;
 use proto::envoy::config::core::v3::Address;
-use proto::envoy::config::listener::v3::Listener;
 use proto::envoy::config::listener::v3::listener::ConnectionBalanceConfig;
 use proto::envoy::config::listener::v3::listener::connection_balance_config::{BalanceType, ExactBalance};
+use proto::envoy::config::listener::v3::{Listener, ListenerFilter};
 use proto::resource::{Body, Needs, Resource, ResourceType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -70,13 +70,16 @@ impl Context<'_> {
             false => Ipv6Addr::LOCALHOST.into(),
         }
     }
+}
 
-    /// What plain HTTP is recognised by.
-    fn plain_http(&self) -> &'static [&'static str] {
-        match self.switches.http10 {
-            true => chain::PLAIN_HTTP_10,
-            false => chain::PLAIN_HTTP,
-        }
+/// Returns how long the filters of a listener may look at a connection; without any there is nothing to wait for.
+fn inspection_timeout(
+    config: &MeshConfig,
+    filters: &[ListenerFilter],
+) -> Option<proto::google::protobuf::Duration> {
+    match filters.is_empty() {
+        true => wire::no_timeout(),
+        false => wire::duration(config.protocol_detection_timeout),
     }
 }
 

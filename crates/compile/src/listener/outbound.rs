@@ -6,7 +6,8 @@ use super::http::{Http, Routes, Side};
 use super::plan::{ListenerKey, Part};
 use super::tcp::{L4, ServiceListener};
 use super::{
-    ACCEPTS_AT_ONCE, Context, address, exact_balance, http, inspector, resource, without_collisions,
+    ACCEPTS_AT_ONCE, Context, address, exact_balance, http, inspection_timeout, inspector, resource,
+    without_collisions,
 };
 use crate::audience::OutboundAudience;
 use crate::cluster;
@@ -15,7 +16,7 @@ use crate::scope::Scope;
 use crate::wire;
 use model::{Mesh, Protocol};
 use proto::envoy::config::core::v3::TrafficDirection;
-use proto::envoy::config::listener::v3::{AdditionalAddress, Listener};
+use proto::envoy::config::listener::v3::{AdditionalAddress, Listener, ListenerFilter};
 use proto::resource::{Needs, Resource};
 
 /// Returns the listener that `key` stands for, or nothing if nothing can be behind it.
@@ -34,7 +35,8 @@ pub fn outbound(
     }
     let tls = chains.iter().any(|chain| chain.condition.needs_tls_inspector());
     let http = chains.iter().any(|chain| chain.condition.needs_http_inspector());
-    let inspectors = tls.then(inspector::tls).into_iter().chain(http.then(inspector::http));
+    let inspectors: Vec<ListenerFilter> =
+        tls.then(inspector::tls).into_iter().chain(http.then(inspector::http)).collect();
 
     let mut needs = Needs::default();
     let (chains, default) = with_default(l4, chains);
@@ -51,8 +53,8 @@ pub fn outbound(
             .collect(),
         filter_chains: chains.into_iter().map(|chain| chain.into_message(&mut needs)).collect(),
         default_filter_chain: default.map(|chain| chain.into_message(&mut needs)),
-        listener_filters: inspectors.collect(),
-        listener_filters_timeout: wire::duration(context.config.protocol_detection_timeout),
+        listener_filters_timeout: inspection_timeout(context.config, &inspectors),
+        listener_filters: inspectors,
         continue_on_listener_filters_timeout: true,
         traffic_direction: TrafficDirection::Outbound.into(),
         bind_to_port: (!key.bound).then(|| false.into()),
@@ -100,7 +102,7 @@ fn merge(l4: L4<'_, '_>, key: &ListenerKey) -> Vec<Chain> {
                 spoken = Some(incoming);
             }
             Some(current) => {
-                let plain_http = Condition::plain_http(l4.context.plain_http());
+                let plain_http = Condition::plain_http();
                 let mut added = chains(l4, key, part);
                 // HTTP that had the listener to itself takes only what is HTTP from now on.
                 let narrow = |chains: &mut [Chain]| {
@@ -127,7 +129,7 @@ fn merge(l4: L4<'_, '_>, key: &ListenerKey) -> Vec<Chain> {
 fn chains(l4: L4<'_, '_>, key: &ListenerKey, part: &Part) -> Vec<Chain> {
     if part.protocol.is_http() {
         let condition = match key.wildcard {
-            true => Condition::plain_http(l4.context.plain_http()),
+            true => Condition::plain_http(),
             false => Condition::default(),
         };
         return vec![http_chain(l4, key, part, condition)];
@@ -142,7 +144,7 @@ fn chains(l4: L4<'_, '_>, key: &ListenerKey, part: &Part) -> Vec<Chain> {
         rules: &part.rules,
     });
     if part.protocol.is_unsupported() {
-        let condition = Condition::plain_http(l4.context.plain_http());
+        let condition = Condition::plain_http();
         chains.push(http_chain(l4, key, part, condition));
     }
     chains

@@ -38,10 +38,7 @@ pub struct ListenerKey {
 impl ListenerKey {
     /// Returns the listener's name.
     pub fn name(&self) -> String {
-        match self.port {
-            0 => self.bind.as_ref().to_owned(),
-            port => crate::names::listener(&self.bind, port),
-        }
+        crate::names::listener(&self.bind, self.port)
     }
 }
 
@@ -210,11 +207,11 @@ impl Plan<'_, '_> {
                 Vip::Cidr(net) => self.on_wildcard(port, Some(*net), false),
             }
         }
-        if ips.iter().any(|ip| usable(*ip)) {
-            ips.retain(|ip| usable(*ip));
-        }
         match service.registry {
             Registry::Kubernetes => {
+                if ips.iter().any(|ip| usable(*ip)) {
+                    ips.retain(|ip| usable(*ip));
+                }
                 let Some((first, others)) = ips.split_first() else { return };
                 let dual = families.v4 && families.v6;
                 let additional = if dual { others.to_vec() } else { Vec::new() };

@@ -307,7 +307,7 @@ fn egress_listeners_lock_their_ports_and_bind_where_they_say() {
   - > outbound|81||b
 127.0.0.7_80 127.0.0.7:80 bound []
   - > http 80
-unix:///run/x /run/x bound []
+unix:///run/x_0 /run/x bound []
   - > http unix:///run/x
 0.0.0.0_80 0.0.0.0:80 [http_inspector]
   raw_buffer http/1.1,h2c > http 80
@@ -460,7 +460,7 @@ fn connection_managers_follow_the_protocol_and_the_switches() {
     let idle = manager.common_http_protocol_options.as_ref().unwrap().idle_timeout;
     assert_eq!(idle, Some(Duration::from_secs(5).into()));
     let matched = decode(&old[0]).filter_chains[0].filter_chain_match.clone().unwrap();
-    assert_eq!(matched.application_protocols, ["http/1.0", "http/1.1", "h2c"]);
+    assert_eq!(matched.application_protocols, ["http/1.1", "h2c"]);
 }
 
 #[test]
