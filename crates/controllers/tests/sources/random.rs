@@ -96,7 +96,7 @@ impl Truth {
 }
 
 /// Checks what is told against the history, in order. Returns the last state.
-fn check(changes: Vec<Change>, history: &[Objects]) -> Objects {
+fn check(changes: &[Change], history: &[Objects]) -> Objects {
     let mut state: Option<Objects> = None;
     let mut at = 0;
     let mut synced = 0;
@@ -135,7 +135,7 @@ async fn play(steps: &[Step]) {
     truth.take(&Step::RefuseLists(None));
     truth.take(&Step::RefuseWatches(None));
     mesh.wait(60).await;
-    let told = check(mesh.drain(), &truth.history);
+    let told = check(&mesh.drain(), &truth.history);
     assert_eq!(Some(&told), truth.history.last());
 }
 
