@@ -1,8 +1,8 @@
 //! Which DestinationRule applies to a host, and what its policy is for one port and subset.
 //!
 //! Rules are looked for in the client's namespace, then in the service's, then in the root namespace; the first that
-//! has any for the host settles it. Within a namespace the most specific host wins, and rules for one host that are
-//! exported alike are one rule: their subsets are united, the oldest policy counts.
+//! has any for the host settles it. Within a namespace the most specific host wins, and rules for one host are one rule:
+//! their subsets are united, the oldest policy counts. Seen from elsewhere, only those that are exported alike are.
 
 use crate::audience::OutboundAudience;
 use model::destination_rule::{
@@ -174,7 +174,7 @@ fn find(
     service_namespace: &Namespace,
 ) -> Option<Arc<MergedRule>> {
     let root = &mesh.config().root_namespace;
-    let own = pool(mesh, client.namespace, host, |row| {
+    let own = pool(mesh, client.namespace, host, true, |row| {
         // In the root namespace only private rules count as its own: its public ones are defaults for the mesh, and
         // must not hide what a service's namespace says.
         let applies_at_home = row.export_to.includes(&row.key.namespace);
@@ -184,7 +184,7 @@ fn find(
         return choose(client, own);
     }
     for namespace in [service_namespace, root] {
-        let mut exported = pool(mesh, namespace, host, |row| !is_private(row));
+        let mut exported = pool(mesh, namespace, host, false, |row| !is_private(row));
         exported.retain(|rule| rule.export_to.includes(client.namespace));
         if !exported.is_empty() {
             return choose(client, exported);
@@ -209,11 +209,12 @@ struct Candidate {
 }
 
 /// Returns the rules of `namespace` that `belongs` admits and that are for the most specific host that covers `host`,
-/// merged, oldest first.
+/// merged, oldest first. Who else may see them does not keep them apart at home.
 fn pool(
     mesh: &Mesh<'_>,
     namespace: &Namespace,
     host: &Hostname,
+    at_home: bool,
     belongs: impl Fn(&DestinationRuleRow) -> bool,
 ) -> Vec<Candidate> {
     let mut rows: Vec<&Arc<DestinationRuleRow>> =
@@ -226,7 +227,8 @@ fn pool(
     let mut candidates: Vec<Candidate> = Vec::with_capacity(rows.len());
     for row in rows {
         if let Some(rule) = mesh.destination_rule(&row.key) {
-            merge(&mut candidates, rule);
+            let export_to = if at_home { ExportTo::All } else { rule.export_to.clone() };
+            merge(&mut candidates, rule, export_to);
         }
     }
     candidates
@@ -236,10 +238,10 @@ fn pool(
 ///
 /// A rule that is one with an early candidate but differs from the last is both merged and added: that is how Istio
 /// goes through them, and the last candidate without a selector is the one that counts.
-fn merge(candidates: &mut Vec<Candidate>, rule: &Arc<DestinationRule>) {
+fn merge(candidates: &mut Vec<Candidate>, rule: &Arc<DestinationRule>, export_to: ExportTo) {
     let mut apart = true;
     for candidate in candidates.iter_mut() {
-        let alike = candidate.selector == rule.workload_selector && candidate.export_to == rule.export_to;
+        let alike = candidate.selector == rule.workload_selector && candidate.export_to == export_to;
         if alike {
             candidate.parts.push(rule.clone());
         }
@@ -247,7 +249,7 @@ fn merge(candidates: &mut Vec<Candidate>, rule: &Arc<DestinationRule>) {
     }
     if apart {
         candidates.push(Candidate {
-            export_to: rule.export_to.clone(),
+            export_to,
             selector: rule.workload_selector.clone(),
             parts: vec![rule.clone()],
         });
@@ -315,7 +317,12 @@ mod tests {
             ("nobody", &["app/c a.org ~"], None),
             ("private root rules are for the root namespace", &["istio-system/r a.org istio-system"], None),
             ("alike are one", &["app/one a.org", "app/two a.org"], Some("one+two")),
-            ("unlike: the newest", &["app/one a.org", "app/two a.org app"], Some("two")),
+            ("at home, exported unlike", &["app/one a.org", "app/two a.org app"], Some("one+two")),
+            (
+                "elsewhere, exported unlike: the newest",
+                &["svc/one a.org", "svc/two a.org app,x"],
+                Some("two"),
+            ),
         ];
         for (case, rules, expected) in cases {
             assert_eq!(winner(rules, "svc").as_deref(), *expected, "{case}");

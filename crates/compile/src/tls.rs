@@ -231,8 +231,9 @@ pub fn client(identity: Identity<'_>, tls: &ClientTls, service_names: &[Str], ht
             if mutual {
                 parts.certificate(Source::Credential(credential.as_ref().into()));
             }
-            if !skip_verify {
-                parts.roots(accepted, Source::Credential(ca_of(credential).into()));
+            match skip_verify {
+                true => parts.accept_anything(),
+                false => parts.roots(accepted, Source::Credential(ca_of(credential).into())),
             }
         }
         None => {
@@ -242,7 +243,9 @@ pub fn client(identity: Identity<'_>, tls: &ClientTls, service_names: &[Str], ht
                     private_key: tls.private_key.as_deref().unwrap_or_default(),
                 });
             }
-            if !skip_verify {
+            if skip_verify {
+                parts.accept_anything();
+            } else {
                 accepted.crl = tls.ca_crl.as_deref().map(file);
                 parts.roots(accepted, Source::Roots(tls.ca_certificates.as_deref().unwrap_or(SYSTEM_ROOTS)));
             }
@@ -503,6 +506,11 @@ impl Parts {
             Source::Files { .. } => return,
         };
         self.common.validation_context_type = Some(context);
+    }
+
+    fn accept_anything(&mut self) {
+        let anything = CertificateValidationContext::default();
+        self.common.validation_context_type = Some(ValidationContextType::ValidationContext(anything));
     }
 
     /// A secret over ADS.

@@ -2,7 +2,7 @@
 
 use super::draft::{Draft, Protocol};
 use super::outbound::{registry_name, services_metadata};
-use super::{bind_to_loopback, passthrough};
+use super::{bind_to_either_loopback, bind_to_loopback, passthrough};
 use crate::audience::InboundAudience;
 use crate::destination_rule::lookup_inbound;
 use crate::names::{self, INBOUND_PASSTHROUGH_CLUSTER, StatParts};
@@ -40,7 +40,7 @@ pub fn inbound(mesh: &Mesh<'_>, _scope: &Scope, audience: &InboundAudience) -> V
         context.ports().into_iter().map(|port| context.port(&port, own())).collect()
     };
     let mut others = passthrough(context.config, INBOUND_PASSTHROUGH_CLUSTER);
-    others.cluster.upstream_bind_config = Some(bind_to_loopback(audience.families));
+    others.cluster.upstream_bind_config = Some(bind_to_either_loopback(audience.families));
     resources.push(others.finish());
     resources
 }
@@ -120,7 +120,10 @@ impl<'a> Context<'_, 'a> {
                     draft.cluster.upstream_bind_config = Some(bind_to_loopback(self.audience.families));
                 }
             }
-            IngressEndpoint::Unix(path) => self.send_to(&mut draft, wire::pipe(path)),
+            IngressEndpoint::Unix(path) => {
+                self.send_to(&mut draft, wire::pipe(path));
+                draft.cluster.upstream_bind_config = Some(bind_to_loopback(self.audience.families));
+            }
         }
         let services = self.ports().into_iter().find(|port| port.number == number);
         let services = services.map(|port| port.services).unwrap_or_default();

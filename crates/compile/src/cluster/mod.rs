@@ -118,17 +118,21 @@ fn passthrough(config: &MeshConfig, name: &str) -> Draft {
 
 /// Binds connections to an address that tells iptables to leave them alone.
 fn bind_to_loopback(families: IpFamilies) -> BindConfig {
-    let address = |address: &str| SocketAddress {
+    let source = if families.v4 { "127.0.0.6" } else { "::6" };
+    BindConfig { source_address: Some(any_port(source)), ..BindConfig::default() }
+}
+
+/// The same for connections to addresses of either family.
+fn bind_to_either_loopback(families: IpFamilies) -> BindConfig {
+    let extra = (families.v4 && families.v6)
+        .then(|| ExtraSourceAddress { address: Some(any_port("::6")), ..ExtraSourceAddress::default() });
+    BindConfig { extra_source_addresses: extra.into_iter().collect(), ..bind_to_loopback(families) }
+}
+
+fn any_port(address: &str) -> SocketAddress {
+    SocketAddress {
         address: address.to_owned(),
         port_specifier: Some(socket_address::PortSpecifier::PortValue(0)),
         ..SocketAddress::default()
-    };
-    let source = if families.v4 { "127.0.0.6" } else { "::6" };
-    let extra = (families.v4 && families.v6)
-        .then(|| ExtraSourceAddress { address: Some(address("::6")), ..ExtraSourceAddress::default() });
-    BindConfig {
-        source_address: Some(address(source)),
-        extra_source_addresses: extra.into_iter().collect(),
-        ..BindConfig::default()
     }
 }

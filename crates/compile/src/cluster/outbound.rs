@@ -13,7 +13,7 @@ use crate::wire;
 use model::destination_rule::{Algorithm, ClientTls, ClientTlsMode};
 use model::gateway::ServerTlsMode;
 use model::proxy::ProxyRole;
-use model::service::{Registry, TargetPort};
+use model::service::{Registry, Resolution, TargetPort};
 use model::{Labels, Mesh, MeshConfig, MtlsMode, Service, ServiceKey, ServicePort, Str};
 use proto::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CustomClusterType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy,
@@ -175,7 +175,7 @@ impl Context<'_> {
             draft.cluster.lb_config = self.port_override(port);
         }
         if form == Form::Outbound {
-            let encryption = self.encryption(blocks, port, &name, discovery, draft.http.is_http2());
+            let encryption = self.encryption(blocks, port, &name, draft.http.is_http2());
             self.encrypt(&mut draft, encryption, discovery, blocks.tls);
             if let Some(version) = blocks.proxy_protocol {
                 draft.wrap_in_proxy_protocol(version);
@@ -232,7 +232,12 @@ impl Context<'_> {
                 set_type(draft, DiscoveryType::Eds);
                 draft.ask_for_endpoints();
             }
-            Discovery::OriginalDestination => set_type(draft, DiscoveryType::OriginalDst),
+            Discovery::OriginalDestination => {
+                set_type(draft, DiscoveryType::OriginalDst);
+                if matches!(self.service.resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
+                    self.resolve(draft);
+                }
+            }
             Discovery::DynamicDns => {
                 let cache = dns_cache(self.audience, self.service.key.host.as_str());
                 let config = ClusterConfig {
@@ -372,12 +377,11 @@ impl Context<'_> {
         blocks: Blocks<'_>,
         port: &ServicePort,
         name: &OutboundName<'_>,
-        discovery: Discovery,
         http2: bool,
     ) -> Encryption {
         let identity = self.identity;
         let Some(tls) = blocks.tls else {
-            return match self.automatic(blocks, port, discovery) {
+            return match self.automatic(port, name.subset) {
                 false => Encryption::None,
                 true => match identity.client_files {
                     Some(files) => Encryption::Always(tls::client_files(
@@ -432,7 +436,7 @@ impl Context<'_> {
     }
 
     /// Whether mutual TLS is used without having been asked for.
-    fn automatic(&self, blocks: Blocks<'_>, port: &ServicePort, discovery: Discovery) -> bool {
+    fn automatic(&self, port: &ServicePort, subset: &str) -> bool {
         if !self.identity.present || self.service.mesh_external || !self.config.enable_auto_mtls {
             return false;
         }
@@ -443,9 +447,14 @@ impl Context<'_> {
         if !accepted {
             return false;
         }
-        let passes_through = self.service.resolution == model::service::Resolution::Passthrough
-            || blocks.load_balancer.is_some_and(|lb| lb.algorithm == Algorithm::Passthrough)
-            || discovery == Discovery::OriginalDestination;
+        // Istio looks at the policy of the host or of the subset here, and not at entries for the port.
+        let policy = match subset {
+            "" => self.rule.and_then(MergedRule::policy),
+            name => self.rule.and_then(|rule| rule.subset(name)?.policy.as_ref()),
+        };
+        let balancer = policy.and_then(|policy| policy.base.load_balancer.as_ref());
+        let passes_through = self.service.resolution == Resolution::Passthrough
+            || balancer.is_some_and(|balancer| balancer.algorithm == Algorithm::Passthrough);
         // Where endpoints cannot be marked one by one, all of them must take it.
         !passes_through || self.all_take_mtls(port)
     }

@@ -2,7 +2,7 @@
 
 use super::draft::{Draft, Protocol};
 use crate::destination_rule::Blocks;
-use crate::endpoint::weighs_localities;
+use crate::endpoint::{panic_threshold, weighs_localities};
 use crate::wire;
 use model::destination_rule::{
     Algorithm, ConnectionPool, H2Upgrade, HashRing, HttpPool, LoadBalancer, OutlierDetection, RetryBudget,
@@ -163,9 +163,7 @@ impl Draft {
 
     /// Sets balancing. Clusters that go where the connection was going have no choice.
     pub(super) fn apply_balancing(&mut self, config: &MeshConfig, blocks: Blocks<'_>, service: &Service) {
-        // In a panic Envoy would send traffic to endpoints that are known not to be ready. Where these are left out,
-        // the rule says when to panic.
-        let panic = blocks.outlier_detection.map_or(0, |outlier| outlier.min_health_percent);
+        let panic = panic_threshold(blocks, service);
         let weighted = weighs_localities(config, blocks, service);
         self.cluster.common_lb_config = Some(CommonLbConfig {
             healthy_panic_threshold: Some(Percent { value: panic.into() }),

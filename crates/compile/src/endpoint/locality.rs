@@ -150,7 +150,7 @@ impl<'a> Group<'a> {
                 sub_zone: subzone.as_ref().to_owned(),
             }),
             lb_endpoints: self.members.into_iter().map(Member::into_message).collect(),
-            load_balancing_weight: wire::u32_value(self.weight),
+            load_balancing_weight: wire::u32_value(self.weight).filter(|weight| weight.value > 0),
             priority: self.priority,
             ..LocalityLbEndpoints::default()
         }

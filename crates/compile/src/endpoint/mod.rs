@@ -83,8 +83,8 @@ impl AssignmentKey {
 enum Marking {
     /// Those that have a sidecar, unless a PeerAuthentication turns it off.
     Capable,
-    /// All: a DestinationRule says `ISTIO_MUTUAL`.
-    All,
+    /// Those that have a sidecar, whatever policies say: a DestinationRule says `ISTIO_MUTUAL`.
+    Always,
     /// None: a DestinationRule says something else.
     None,
 }
@@ -109,13 +109,23 @@ pub(crate) struct Of<'a> {
     pub(crate) sni_dnat: bool,
 }
 
+/// Returns the share of healthy endpoints, in percent, below which Envoy uses them all; 0 for never.
+///
+/// In a panic traffic would go to endpoints that are known not to be ready, so there is none where these are sent.
+/// They are withheld where a rule gives a share, but not from a service with a traffic distribution, which falls over
+/// by them.
+pub(crate) fn panic_threshold(blocks: Blocks<'_>, service: &Service) -> u32 {
+    let given = blocks.outlier_detection.map_or(0, |outlier| outlier.min_health_percent);
+    if service.traffic_distribution.labels().is_empty() { given } else { 0 }
+}
+
 /// Returns the key of a cluster's endpoints.
 pub(crate) fn key(config: &MeshConfig, audience: &OutboundAudience, of: &Of<'_>) -> AssignmentKey {
     let Of { service, port, .. } = *of;
     let subset = of.rule.and_then(|rule| rule.subset(of.subset));
     let marking = match of.rule.and_then(|rule| rule.marking_mode(port.port, of.subset)) {
         None => Marking::Capable,
-        Some(ClientTlsMode::IstioMutual) => Marking::All,
+        Some(ClientTlsMode::IstioMutual) => Marking::Always,
         Some(ClientTlsMode::Disable | ClientTlsMode::Simple | ClientTlsMode::Mutual) => Marking::None,
     };
     AssignmentKey {
@@ -130,7 +140,7 @@ pub(crate) fn key(config: &MeshConfig, audience: &OutboundAudience, of: &Of<'_>)
             true => NodeFilter::Only(audience.node.clone()),
             false => NodeFilter::Any,
         },
-        unhealthy: of.blocks.outlier_detection.is_none_or(|outlier| outlier.min_health_percent == 0),
+        unhealthy: panic_threshold(of.blocks, service) == 0,
         mtls_only: of.sni_dnat,
     }
 }
@@ -187,14 +197,14 @@ pub(crate) fn groups(mesh: &Mesh<'_>, key: &AssignmentKey, resolves: bool) -> Ve
         }
         let mtls = match key.marking {
             Marking::Capable => endpoint.mtls && policies.allow(endpoint),
-            Marking::All => true,
+            Marking::Always => endpoint.mtls,
             Marking::None => false,
         };
+        let members = by_locality.entry(&endpoint.locality).or_default();
         // Whatever is behind a gateway that passes TLS through is reached by mutual TLS or not at all.
-        if key.mtls_only && !mtls {
-            continue;
+        if mtls || !key.mtls_only {
+            members.push(Member { endpoint, mtls });
         }
-        by_locality.entry(&endpoint.locality).or_default().push(Member { endpoint, mtls });
     }
     let groups: Vec<Group<'_>> =
         by_locality.into_iter().map(|(locality, members)| Group::new(locality, members, 0)).collect();

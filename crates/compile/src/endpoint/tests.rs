@@ -243,7 +243,7 @@ fn marks_follow_labels_policies_and_rules() {
             "/ p0 w2: 10.0.0.1* 10.0.0.2",
         ),
         ("port says no", world().peer_authentication(by_port), "/ p0 w2: 10.0.0.1 10.0.0.2"),
-        ("rule: ISTIO_MUTUAL", world().rule(tls(ClientTlsMode::IstioMutual)), "/ p0 w2: 10.0.0.1* 10.0.0.2*"),
+        ("rule: ISTIO_MUTUAL", world().rule(tls(ClientTlsMode::IstioMutual)), "/ p0 w2: 10.0.0.1* 10.0.0.2"),
         ("rule: SIMPLE", world().rule(tls(ClientTlsMode::Simple)), "/ p0 w2: 10.0.0.1 10.0.0.2"),
     ];
     for (case, world, expected) in cases {

@@ -149,8 +149,8 @@ fn warmup(at: &At<'_>, given: &api::LoadBalancerSettings) -> Option<Warmup> {
     }
     Some(Warmup {
         window: window.unwrap_or(Duration::ZERO),
-        minimum_percent: warmup.minimum_percent,
-        aggression: warmup.aggression,
+        minimum_percent: Some(warmup.minimum_percent.unwrap_or(10.0)),
+        aggression: Some(warmup.aggression.unwrap_or(1.0)),
     })
 }
 

@@ -71,7 +71,8 @@ fn the_mesh_and_the_workload_decide_where_connections_go() {
     dual.families.v6 = true;
     let clusters = compile_inbound(&world(&cart), &dual);
     let extra = "/upstreamBindConfig/extraSourceAddresses/0/address/address";
-    expect("both families", &clusters["inbound|8080||"], extra, &json!("::6"));
+    expect("both families", &clusters["InboundPassthroughCluster"], extra, &json!("::6"));
+    expect("a port has one", &clusters["inbound|8080||"], extra, &Value::Null);
 }
 
 #[test]

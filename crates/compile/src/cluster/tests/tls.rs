@@ -109,6 +109,7 @@ fn rules_ask_for_tls() {
         ("a given SNI", &named, sidecar(), "@socket/sni", json!("b.org")),
         ("a given SNI is not replaced", &named, sidecar(), auto, Value::Null),
         ("nothing is verified", &skipping, sidecar(), "@socket/commonTlsContext/combinedValidationContext", Value::Null),
+        ("nothing at all", &skipping, sidecar(), "@socket/commonTlsContext/validationContext", json!({})),
         ("nothing is verified, SNI by request", &skipping, sidecar(), auto, json!({"autoSni": true})),
         ("a secret is withheld from sidecars", &credential, sidecar(), "/transportSocket", Value::Null),
         ("a secret on a gateway", &credential, router(), certificate, json!("kubernetes://bank")),
