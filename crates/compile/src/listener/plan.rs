@@ -250,12 +250,15 @@ impl Plan<'_, '_> {
             return;
         }
         if place == next {
-            let wildcard = bind.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+            let ip = bind.parse::<IpAddr>();
+            let wildcard = ip.as_ref().is_ok_and(IpAddr::is_unspecified);
+            // Nothing can be captured on its way to a socket.
+            let bound = port.bound || ip.is_err();
             self.listeners.push(ListenerKey {
                 bind,
                 additional,
                 port: port.listen,
-                bound: port.bound,
+                bound,
                 wildcard,
                 parts: Vec::new(),
                 dynamic: Vec::new(),

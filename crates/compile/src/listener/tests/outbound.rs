@@ -295,7 +295,7 @@ fn egress_listeners_lock_their_ports_and_bind_where_they_say() {
         vec![
             egress(Some((81, Protocol::Tcp)), None, CaptureMode::Default, "b"),
             egress(Some((80, Protocol::Http)), Some("127.0.0.7"), CaptureMode::None, "a"),
-            egress(Some((0, Protocol::Http)), Some("unix:///run/x"), CaptureMode::None, "a"),
+            egress(Some((0, Protocol::Http)), Some("unix:///run/x"), CaptureMode::Default, "a"),
             egress(None, None, CaptureMode::Default, "*"),
         ],
     );
