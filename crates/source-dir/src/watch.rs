@@ -11,10 +11,21 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
 /// How often the directory is looked at without a notice.
 const POLL: Duration = Duration::from_secs(2);
+
+/// Files that are written one right after the other are one change: this long there must be no further notice.
+/// Somebody who renames a subset saves two files, and between the two nothing is as anybody wants it.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// A scan during which, or so soon after which, a notice comes may have read half of a change, and is done again.
+const DOUBT: Duration = Duration::from_millis(5);
+
+/// After this long the result of a scan is used even if notices keep coming.
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// The directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -64,15 +75,20 @@ pub async fn watch(mut scanner: Scanner, scans: mpsc::Sender<Scan>) -> Result<()
         let mut closed = HashSet::new();
         match tokio::time::timeout(POLL, inbox.recv()).await {
             Ok(None) => return Ok(()),
-            Ok(Some(paths)) => {
-                closed.extend(paths);
-                while let Ok(paths) = inbox.try_recv() {
-                    closed.extend(paths);
-                }
-            }
+            Ok(Some(paths)) => closed.extend(paths),
             Err(_elapsed) => {}
         }
-        (scanner, scan) = scan_elsewhere(scanner, closed).await;
+        let limit = Instant::now() + LIMIT;
+        loop {
+            while let Ok(Some(paths)) = timeout_at(limit.min(Instant::now() + QUIET), inbox.recv()).await {
+                closed.extend(paths);
+            }
+            (scanner, scan) = scan_elsewhere(scanner, std::mem::take(&mut closed)).await;
+            match timeout_at(limit.min(Instant::now() + DOUBT), inbox.recv()).await {
+                Ok(Some(paths)) => closed.extend(paths),
+                Ok(None) | Err(_) => break,
+            }
+        }
         match scan {
             Ok(scan) => {
                 if std::mem::take(&mut missing) {

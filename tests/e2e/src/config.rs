@@ -64,13 +64,31 @@ impl Config {
     ///
     /// If it cannot be written.
     pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let target = self.file(name);
-        let staged = self.staging.path().join(name.replace('/', "_"));
-        fs::write(&staged, text).with_context(|| format!("cannot write {}", staged.display()))?;
-        if let Some(folder) = target.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        self.change(&[(name, Some(text.to_owned()))])
+    }
+
+    /// Writes and deletes several files, one right after the other in the given order, as `git checkout` does.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be written or deleted.
+    pub fn change(&self, files: &[(&str, Option<String>)]) -> anyhow::Result<()> {
+        let staged = |name: &str| self.staging.path().join(name.replace('/', "_"));
+        for (name, text) in files {
+            let Some(text) = text else { continue };
+            fs::write(staged(name), text).with_context(|| format!("cannot write {name}"))?;
+            if let Some(folder) = self.file(name).parent() {
+                fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            }
         }
-        fs::rename(&staged, &target).with_context(|| format!("cannot write {}", target.display()))
+        for (name, text) in files {
+            match text {
+                Some(_) => fs::rename(staged(name), self.file(name))
+                    .with_context(|| format!("cannot write {name}"))?,
+                None => self.remove(name)?,
+            }
+        }
+        Ok(())
     }
 
     /// Returns the text of a file.

@@ -1,5 +1,6 @@
 //! Requests that flow all the time, each checked against the configurations that may have answered it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,14 +19,14 @@ pub(crate) struct History(Mutex<Inner>);
 struct Inner {
     meshes: Vec<(Arc<Mesh>, String)>,
     settled: usize,
-    /// An index that counts as settled from a time on.
-    soon: Option<(usize, Instant)>,
+    /// Indices that count as settled from a time on.
+    soon: VecDeque<(usize, Instant)>,
 }
 
 impl History {
     pub(crate) fn new(mesh: Arc<Mesh>) -> Self {
         let meshes = vec![(mesh, "the start".to_owned())];
-        Self(Mutex::new(Inner { meshes, settled: 0, soon: None }))
+        Self(Mutex::new(Inner { meshes, settled: 0, soon: VecDeque::new() }))
     }
 
     /// Adds a configuration. Must be called before any of it is written.
@@ -41,22 +42,28 @@ impl History {
 
     /// Notes that Envoy follows the configuration `index` or a newer one, `delay` from now.
     pub(crate) fn settled_in(&self, index: usize, delay: Duration) {
-        self.lock().soon = Some((index, Instant::now() + delay));
+        self.lock().soon.push_back((index, Instant::now() + delay));
     }
 
     /// Returns the oldest configuration that a request which starts now may meet.
     fn oldest(&self) -> usize {
         let mut inner = self.lock();
-        if let Some((index, _)) = inner.soon.take_if(|(_, from)| Instant::now() >= *from) {
+        while let Some((index, from)) = inner.soon.front().copied()
+            && Instant::now() >= from
+        {
             inner.settled = index;
+            inner.soon.pop_front();
         }
         inner.settled
     }
 
-    /// Returns whether any configuration since `oldest` lets `pod` answer for `host`.
+    /// Returns whether the configurations since `oldest` let `pod` answer for `host`. While edits of different
+    /// objects are rolled out at once, each may arrive before the other: routes may be those of one configuration and
+    /// endpoints those of another, but neither may be anything that nobody has asked for.
     fn allows(&self, oldest: usize, host: u8, pod: Pod) -> bool {
         let inner = self.lock();
-        inner.meshes.iter().skip(oldest).any(|(mesh, _)| mesh.allows(host, pod))
+        let mut recent = inner.meshes.iter().skip(oldest).map(|(mesh, _)| mesh);
+        recent.clone().any(|mesh| mesh.routes(host, pod)) && recent.any(|mesh| mesh.has(pod))
     }
 
     /// Returns which edits are being rolled out.

@@ -2,8 +2,8 @@
 //!
 //! A request fails if its answer is allowed by neither the configuration before nor any of those after it that were
 //! being rolled out while it was under way. A pod's process ends only after Envoy has dropped its address and its
-//! requests have ended. What a multi-file edit looks like when half of it is written is not a configuration that
-//! anybody asked for, so nothing may show it.
+//! requests have ended. The files of one edit are written one right after the other, in any order: what the directory
+//! looks like between two of them is not a configuration that anybody asked for, so nothing may show it.
 
 mod load;
 mod mesh;
@@ -153,12 +153,11 @@ impl World {
         names.retain(|name| before.get(*name) != after.get(*name));
         self.random.shuffle(&mut names);
         self.history.push(mesh.clone(), edit.what.clone());
-        for name in names {
-            match after.get(name) {
-                Some(text) => self.config.write(name, &self.network.localize(text))?,
-                None => self.config.remove(name)?,
-            }
-        }
+        let files: Vec<(&str, Option<String>)> = names
+            .into_iter()
+            .map(|name| (name.as_str(), after.get(name).map(|text| self.network.localize(text))))
+            .collect();
+        self.config.change(&files)?;
         for pod in self.mesh.pods().difference(&mesh.pods()) {
             self.leaving.push_back((*pod, None));
         }

@@ -97,15 +97,18 @@ impl Mesh {
         mesh
     }
 
-    /// Returns whether a request for `host` may be answered by `pod`.
-    pub(crate) fn allows(&self, host: u8, pod: Pod) -> bool {
-        let is_served = self.services.get(&pod.service).is_some_and(|service| service.pods.contains(&pod));
-        is_served
-            && self.hosts[usize::from(host)].destinations.iter().any(|destination| {
-                destination.weight > 0
-                    && destination.service == pod.service
-                    && destination.version.is_none_or(|version| version == pod.version)
-            })
+    /// Returns whether requests for `host` are routed to pods like `pod`, of its service and version.
+    pub(crate) fn routes(&self, host: u8, pod: Pod) -> bool {
+        self.hosts[usize::from(host)].destinations.iter().any(|destination| {
+            destination.weight > 0
+                && destination.service == pod.service
+                && destination.version.is_none_or(|version| version == pod.version)
+        })
+    }
+
+    /// Returns whether `pod` is an endpoint of its service.
+    pub(crate) fn has(&self, pod: Pod) -> bool {
+        self.services.get(&pod.service).is_some_and(|service| service.pods.contains(&pod))
     }
 
     /// Returns the host names, by number.
@@ -535,11 +538,11 @@ mod tests {
     fn only_pods_behind_a_weight_may_answer() {
         let mut mesh = Mesh::new(&mut Random::new(1));
         let pod = |service, version, number| Pod { service, version, number };
-        assert!(mesh.allows(0, pod(0, 0, 0)));
-        assert!(!mesh.allows(0, pod(0, 1, 0)), "another subset");
-        assert!(!mesh.allows(0, pod(0, 0, 1)), "not among the endpoints");
-        assert!(!mesh.allows(0, pod(1, 0, 0)), "another service");
+        assert!(mesh.routes(0, pod(0, 0, 0)) && mesh.has(pod(0, 0, 0)));
+        assert!(!mesh.routes(0, pod(0, 1, 0)), "another subset");
+        assert!(!mesh.has(pod(0, 0, 1)), "not among the endpoints");
+        assert!(!mesh.routes(0, pod(1, 0, 0)), "another service");
         mesh.hosts[0].destinations[0].weight = 0;
-        assert!(!mesh.allows(0, pod(0, 0, 0)), "no weight");
+        assert!(!mesh.routes(0, pod(0, 0, 0)), "no weight");
     }
 }
