@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, bail};
 
-use crate::workspace;
+use crate::{tidy, workspace};
 
 /// What the program takes; its own `--help` explains it.
 #[derive(clap::Args)]
@@ -19,15 +19,34 @@ pub(crate) struct Args {
     flags: Vec<OsString>,
 }
 
-/// Builds the program and runs it in our place: it is interrupted as we are, and its exit status is ours.
+/// Builds the program with weftd and runs it in our place: it is interrupted as we are, and its exit status is ours.
 pub(crate) fn run(program: &str, args: &Args) -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut command = Command::new(cargo);
-    command.current_dir(workspace::root());
-    command.args(["run", "--quiet", "--package", "weft-e2e", "--bin", program, "--"]).args(&args.flags);
-    let status: ExitStatus = command.status().with_context(|| format!("could not run {program}"))?;
+    let mut build = Command::new(cargo);
+    // Of the whole workspace, so that dependencies are those of every other build.
+    build.current_dir(workspace::root()).args([
+        "build",
+        "--quiet",
+        "--workspace",
+        "--bin",
+        "weftd",
+        "--bin",
+        program,
+    ]);
+    succeed(&mut build, "the build")?;
+
+    let folder = tidy::metadata()?.target_directory.into_std_path_buf().join("debug");
+    let mut command = Command::new(folder.join(program));
+    if env::var_os("WEFTD").is_none() {
+        command.env("WEFTD", folder.join("weftd"));
+    }
+    succeed(command.args(&args.flags), program)
+}
+
+fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {
+    let status: ExitStatus = command.status().with_context(|| format!("could not run {what}"))?;
     if !status.success() {
-        bail!("{program}: {status}");
+        bail!("{what}: {status}");
     }
     Ok(())
 }
