@@ -38,7 +38,8 @@ use proto::envoy::extensions::transport_sockets::tls::v3::{
 };
 use proto::envoy::r#type::matcher::v3::StringMatcher;
 use proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use proto::google::protobuf;
+use proto::google::protobuf::{self, Struct, Value};
+use proto::udpa::r#type::v1::TypedStruct;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,7 +57,8 @@ const SYSTEM_ROOTS_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// The extension that swaps workload metadata ahead of a stream, after this ALPN was agreed on.
 pub(crate) const METADATA_EXCHANGE: &str = "istio.metadata_exchange";
 /// The ALPN that stands for it.
-pub(crate) const METADATA_EXCHANGE_ALPN: &str = "istio-peer-exchange";
+const METADATA_EXCHANGE_ALPN: &str = "istio-peer-exchange";
+const METADATA_EXCHANGE_TYPE: &str = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
 /// The ALPN of mutual TLS inside the mesh.
 const MESH_ALPN: &str = "istio";
 
@@ -107,6 +109,15 @@ impl<'a> Identity<'a> {
 /// Returns whether a proxy can swap workload metadata.
 pub fn exchanges_metadata(switches: &Switches) -> bool {
     switches.extensions.contains(METADATA_EXCHANGE)
+}
+
+/// Returns the configuration of the filter that swaps workload metadata, of clusters and of filter chains alike.
+pub(crate) fn metadata_exchange() -> TypedStruct {
+    let value = Struct::from_iter([
+        ("protocol", Value::from(METADATA_EXCHANGE_ALPN)),
+        ("enable_discovery", Value::from(true)),
+    ]);
+    TypedStruct { type_url: METADATA_EXCHANGE_TYPE.to_owned(), value: Some(value) }
 }
 
 /// TLS towards endpoints.
@@ -366,8 +377,12 @@ pub fn server(identity: Identity<'_>, tls: &ServerTls, application: Application)
             }
         };
         parts.roots(accepted, roots);
-    } else if accepted != CertificateValidationContext::default() {
-        parts.common.validation_context_type = Some(ValidationContextType::ValidationContext(accepted));
+    } else {
+        // Names without authorities to vouch for them say nothing, and Envoy refuses to look at them.
+        clear_names(&mut accepted);
+        if accepted != CertificateValidationContext::default() {
+            parts.common.validation_context_type = Some(ValidationContextType::ValidationContext(accepted));
+        }
     }
     // What is inside does not matter here: clients outside the mesh negotiate HTTP or nothing.
     parts.common.alpn_protocols = server_alpn(identity, Application::Http);
@@ -579,6 +594,11 @@ fn combined(accepted: CertificateValidationContext, roots: SdsSecretConfig) -> V
 /// A context that accepts certificates with any of these names; with none, every name.
 fn accept<'s>(names: impl IntoIterator<Item = &'s str>) -> CertificateValidationContext {
     validation(names.into_iter().map(|name| MatchPattern::Exact(name.to_owned())).collect())
+}
+
+#[expect(deprecated, reason = "see `validation`")]
+fn clear_names(accepted: &mut CertificateValidationContext) {
+    accepted.match_subject_alt_names.clear();
 }
 
 #[expect(

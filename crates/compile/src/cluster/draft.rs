@@ -1,6 +1,6 @@
 //! A cluster that is being put together.
 
-use crate::tls::{METADATA_EXCHANGE, METADATA_EXCHANGE_ALPN};
+use crate::tls::{METADATA_EXCHANGE, metadata_exchange};
 use crate::wire;
 use model::destination_rule::ProxyProtocol;
 use prost::Message;
@@ -19,12 +19,10 @@ use proto::envoy::extensions::upstreams::http::v3::http_protocol_options::explic
 use proto::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     ExplicitHttpConfig, OutlierDetection, UpstreamProtocolOptions, UseDownstreamHttpConfig,
 };
-use proto::google::protobuf::{Struct, Value};
+use proto::google::protobuf::Value;
 use proto::resource::{Body, Needs, Resource, ResourceType};
-use proto::udpa::r#type::v1::TypedStruct;
 use std::sync::Arc;
 
-const METADATA_EXCHANGE_TYPE: &str = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// What is spoken to endpoints.
@@ -130,14 +128,9 @@ impl Draft {
     /// Adds the filter that swaps workload metadata where the endpoint agreed to it. Stock Envoy has none: see
     /// [`crate::tls::exchanges_metadata`].
     pub(super) fn exchange_metadata(&mut self) {
-        let value = Struct::from_iter([
-            ("protocol", Value::from(METADATA_EXCHANGE_ALPN)),
-            ("enable_discovery", Value::from(true)),
-        ]);
-        let config = TypedStruct { type_url: METADATA_EXCHANGE_TYPE.to_owned(), value: Some(value) };
         self.cluster.filters.push(Filter {
             name: METADATA_EXCHANGE.to_owned(),
-            typed_config: Some(proto::any(&config)),
+            typed_config: Some(proto::any(&metadata_exchange())),
             ..Filter::default()
         });
     }

@@ -4,7 +4,8 @@ use super::chain::{Chain, Condition, MESH};
 use super::http::{Http, Routes, Side};
 use super::tcp::{L4, server_names};
 use super::{
-    ACCEPTS_AT_ONCE, Context, address, exact_balance, http, inspector, resource, tcp, without_collisions,
+    ACCEPTS_AT_ONCE, Context, address, exact_balance, http, inspector, metadata_exchange, resource, tcp,
+    without_collisions,
 };
 use crate::audience::{GatewayAudience, OutboundAudience};
 use crate::destination_rule;
@@ -128,6 +129,9 @@ fn terminated(
     let settings = server.server.tls.as_ref()?;
     let socket = tls::server(Identity::outbound(l4.audience), settings, application)?;
     let mut chain = Chain::new(condition, filters(server)?);
+    if settings.mode == ServerTlsMode::IstioMutual && application == Application::Tcp {
+        chain.filters.filters.splice(..0, metadata_exchange(l4.context.switches));
+    }
     chain.socket = Some(socket.socket());
     chain.filters.needs.secrets.extend(socket.secrets);
     Some(chain)

@@ -16,7 +16,7 @@ use super::chain::{Chain, Condition, Filters, MESH, MESH_HTTP, MESH_TCP, PLAIN_H
 use super::http::{Http, Routes, Side};
 use super::{
     ACCEPTS_AT_ONCE, Context, access_log, address, exact_balance, http, inspection_timeout, inspector,
-    resource, tcp,
+    metadata_exchange, resource, tcp,
 };
 use crate::audience::{InboundAudience, OutboundAudience};
 use crate::names;
@@ -173,6 +173,7 @@ impl Inbound<'_, '_> {
         for port in ports.iter().filter(|port| !port.bound) {
             chains.extend(self.port_chains(port));
         }
+        self.exchange_metadata(&mut chains);
         let mut listener_filters = vec![inspector::original_destination()];
         let transparent = self.audience.interception == Interception::Tproxy;
         if transparent {
@@ -194,7 +195,8 @@ impl Inbound<'_, '_> {
     }
 
     fn bound_listener(&self, port: &Port<'_>) -> Resource {
-        let chains = self.port_chains(port);
+        let mut chains = self.port_chains(port);
+        self.exchange_metadata(&mut chains);
         let listener_filters = inspector::inbound(&chains);
         let mut needs = Needs::default();
         let listener = Listener {
@@ -206,6 +208,14 @@ impl Inbound<'_, '_> {
             ..self.listener()
         };
         resource(&listener, needs)
+    }
+
+    fn exchange_metadata(&self, chains: &mut [Chain]) {
+        if let Some(filter) = metadata_exchange(self.context.switches) {
+            for chain in chains {
+                chain.filters.filters.insert(0, filter.clone());
+            }
+        }
     }
 
     fn listener(&self) -> Listener {

@@ -28,13 +28,14 @@ pub use outbound::outbound;
 pub use plan::{ListenerKey, outbound_plan};
 
 use crate::audience::{IpFamilies, Switches};
+use crate::tls;
 use crate::wire;
 use model::MeshConfig;
 use prost::Message;
 use proto::envoy::config::core::v3::Address;
 use proto::envoy::config::listener::v3::listener::ConnectionBalanceConfig;
 use proto::envoy::config::listener::v3::listener::connection_balance_config::{BalanceType, ExactBalance};
-use proto::envoy::config::listener::v3::{Listener, ListenerFilter};
+use proto::envoy::config::listener::v3::{Filter, Listener, ListenerFilter};
 use proto::resource::{Body, Needs, Resource, ResourceType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -70,6 +71,13 @@ impl Context<'_> {
             false => Ipv6Addr::LOCALHOST.into(),
         }
     }
+}
+
+/// Returns the filter that answers a client which agreed to swap workload metadata. A chain whose TLS agrees to it must
+/// begin with this filter, or the client's metadata would reach the application.
+fn metadata_exchange(switches: &Switches) -> Option<Filter> {
+    let config = tls::metadata_exchange();
+    tls::exchanges_metadata(switches).then(|| wire::network_filter(tls::METADATA_EXCHANGE, &config))
 }
 
 /// Returns how long the filters of a listener may look at a connection; without any there is nothing to wait for.

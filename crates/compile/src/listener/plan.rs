@@ -204,7 +204,8 @@ impl Plan<'_, '_> {
             match vip {
                 Vip::Ip(ip) => ips.push(*ip),
                 Vip::Cidr(net) if net.prefix_len() == net.max_prefix_len() => ips.push(net.addr()),
-                Vip::Cidr(net) => self.on_wildcard(port, Some(*net), false),
+                // Bits behind the prefix mean nothing, and must not make two ranges of one.
+                Vip::Cidr(net) => self.on_wildcard(port, Some(net.trunc()), false),
             }
         }
         match service.registry {

@@ -278,9 +278,9 @@ impl L4<'_, '_> {
                 continue;
             }
             if !condition.destination_subnets.is_empty() {
-                ranges.clone_from(&condition.destination_subnets);
+                ranges = truncated(&condition.destination_subnets);
             }
-            let mut key = (sorted(&condition.sni_hosts), condition.destination_subnets.clone());
+            let mut key = (sorted(&condition.sni_hosts), truncated(&condition.destination_subnets));
             key.1.sort();
             if seen.contains(&key) {
                 continue;
@@ -340,7 +340,7 @@ impl L4<'_, '_> {
                 return chains;
             }
             let mut subnets: Vec<IpNet> =
-                applicable.iter().flat_map(|condition| &condition.destination_subnets).copied().collect();
+                applicable.iter().flat_map(|condition| truncated(&condition.destination_subnets)).collect();
             chains.push(Chain::new(ranged(&subnets), filters).with_handshake_limit());
             subnets.sort();
             if subnets == own {
@@ -369,6 +369,10 @@ pub(super) struct ServiceListener<'a> {
     pub shares_address: bool,
     /// The VirtualServices that may apply, in order of precedence.
     pub rules: &'a [ObjectKey],
+}
+
+fn truncated(ranges: &[IpNet]) -> Vec<IpNet> {
+    ranges.iter().map(IpNet::trunc).collect()
 }
 
 fn sorted(hosts: &[Hostname]) -> Vec<String> {

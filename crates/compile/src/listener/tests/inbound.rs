@@ -238,6 +238,26 @@ fn a_sidecars_own_tls_needs_mutual_tls_to_be_off() {
 }
 
 #[test]
+fn chains_that_agree_to_swap_metadata_can() {
+    let cart = service("cart", &[(80, Protocol::Tcp)]);
+    let world = World::new().service(&cart);
+    let mut audience = workload(&[(&cart, &[(80, 8080)])]);
+    let agreed = "istio-peer-exchange".as_bytes();
+    let agrees = |chain: &proto::envoy::config::listener::v3::FilterChain| {
+        let socket = chain.transport_socket.as_ref().map(Message::encode_to_vec).unwrap_or_default();
+        socket.windows(agreed.len()).any(|window| window == agreed)
+    };
+    for (extensions, expected) in [(vec![], false), (vec!["istio.metadata_exchange"], true)] {
+        audience.switches.extensions = extensions.into_iter().map(Into::into).collect();
+        let listener = decode(&listeners(&world, &audience)[0]);
+        assert_eq!(listener.filter_chains.iter().any(agrees), expected);
+        for chain in &listener.filter_chains {
+            assert_eq!(chain.filters[0].name == "istio.metadata_exchange", expected);
+        }
+    }
+}
+
+#[test]
 fn inbound_connection_managers_name_the_client() {
     use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails;
     let cart = service("cart", &[(80, Protocol::Grpc)]);

@@ -129,7 +129,7 @@ fn older_services_win_and_different_protocols_share() {
 
 #[test]
 fn ranges_are_matched_on_the_wildcard_and_single_addresses_bound() {
-    let addresses = ["172.30.0.0/16", "172.31.4.4/32", "172.31.5.5"];
+    let addresses = ["172.30.1.2/16", "172.30.0.0/16", "172.31.4.4/32", "172.31.5.5"];
     let plant = at(external("plant", Resolution::Passthrough, &[(1883, Protocol::Tcp)]), &addresses);
     check(
         &given(&[plant]),
@@ -243,7 +243,7 @@ fn tcp_rules_end_with_one_that_takes_everything() {
         (vec![tcp_rule(&[port(1)], &["a:1"]), tcp_rule(&[port(5432)], &["b"])], "  - > outbound|5432||b"),
         (vec![tcp_rule(&[port(1)], &["a:1"])], "  - > outbound|5432||db"),
         (
-            vec![tcp_rule(&[subnet("10.2.0.0/16"), subnet("10.3.0.0/16")], &["a:1"])],
+            vec![tcp_rule(&[subnet("10.2.9.9/16"), subnet("10.3.0.0/16")], &["a:1"])],
             "  10.2.0.0/16 10.3.0.0/16 > outbound|1||a\n  * > outbound|5432||db",
         ),
     ];
