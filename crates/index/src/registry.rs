@@ -327,7 +327,7 @@ impl Index {
         let Object::ServiceEntry(entry) = source.as_ref() else { return Vec::new() };
         let translated = translate::service_entry(&self.context, entry);
         let refused = translated.value.is_none();
-        let before = refused.then(|| self.registry.last_contributions(object)).unwrap_or_default();
+        let before = if refused { self.registry.last_contributions(object) } else { Vec::new() };
         self.note(object, &origin, &translated.rejections, &translated.warnings, !before.is_empty());
         let Some(services) = translated.value else { return before };
         let mut services: Vec<model::Service> = services;

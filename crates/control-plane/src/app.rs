@@ -1,0 +1,165 @@
+//! Wiring, start and stop.
+
+use crate::admin::{self, AdminState};
+use crate::args::{Args, LogArgs, LogFormat};
+use crate::source::EngineSource;
+use crate::writer::{self, WriterState};
+use crate::{directory, mesh_file};
+use anyhow::{Context as _, Result, anyhow};
+use index::{Change, Settings};
+use prometheus_client::registry::Registry;
+use push::Push;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+/// Runs weftd until it is told to stop.
+///
+/// # Errors
+///
+/// Whatever keeps it from starting: a port in use, a directory that cannot be read, an API server that does not
+/// answer, a mesh configuration that is none.
+pub fn run(args: Args) -> Result<()> {
+    log(&args.log)?;
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("another TLS provider is installed already"))?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(args))
+}
+
+fn log(args: &LogArgs) -> Result<()> {
+    let filter = EnvFilter::try_new(&args.log_level)
+        .with_context(|| format!("--log-level {:?} is not a filter", args.log_level))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+async fn serve(args: Args) -> Result<()> {
+    // Before anything else, so that a port in use is known at once.
+    let grpc = listen(args.server.grpc_addr, "--grpc-addr").await?;
+    let http = listen(args.server.http_addr, "--http-addr").await?;
+    let monitoring = listen(args.server.monitoring_addr, "--monitoring-addr").await?;
+    let base = args.mesh.mesh_config.as_deref().map(mesh_file::read).transpose()?;
+
+    let (changes, inbox) = mpsc::channel(1024);
+    let (state_sender, state) = watch::channel(WriterState::default());
+    let push = Push::spawn(Arc::default()).context("cannot start the push engine")?;
+    let mut tasks = JoinSet::new();
+    let sources = start_sources(&args, base, &changes, &mut tasks).await?;
+    drop(changes);
+    let settings =
+        Settings { domain: args.mesh.domain.as_str().into(), cluster: args.mesh.cluster_id.as_str().into() };
+    state_sender.send_modify(|state| state.waiting_for = sources.iter().copied().collect());
+    let writer_push = push.clone();
+    tasks.spawn(async move {
+        writer::write(settings, sources, inbox, writer_push, state_sender).await;
+        Err(anyhow!("all sources have ended"))
+    });
+
+    let mut registry = Registry::default();
+    let metrics = xds::Metrics::register(&mut registry);
+    let source = EngineSource {
+        push: push.clone(),
+        state: state.clone(),
+        domain: args.mesh.domain.clone(),
+        secrets_anywhere: args.server.insecure_plaintext_secrets,
+    };
+    let config = xds::Config {
+        max_connections: args.server.max_connections,
+        ..xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")))
+    };
+    let server = xds::Server::new(Arc::new(source), config, metrics);
+    let stopping = CancellationToken::new();
+    let admin = AdminState::new(state, push, server.registry(), registry, stopping.clone());
+    tasks.spawn(admin::serve_health(http, admin.clone()));
+    tasks.spawn(admin::serve_monitoring(monitoring, admin));
+    info!(grpc = %args.server.grpc_addr, http = %args.server.http_addr, monitoring = %args.server.monitoring_addr, "weftd is up");
+
+    let streams = server.serve(grpc, stopping.clone().cancelled_owned());
+    tokio::pin!(streams);
+    tokio::select! {
+        result = &mut streams => return result.context("the xDS server ended"),
+        Some(ended) = tasks.join_next() => return ended.context("a task panicked")?,
+        result = told_to_stop() => result?,
+    }
+    info!("stopping: not ready any more, ending streams");
+    stopping.cancel();
+    server.end_streams();
+    let grace = args.server.shutdown_duration;
+    match tokio::time::timeout(grace, streams).await {
+        Ok(result) => result.context("the xDS server ended")?,
+        Err(_elapsed) => warn!(?grace, "streams did not end in time"),
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// Starts the sources and returns the names of those that must be synced before anything is served.
+async fn start_sources(
+    args: &Args,
+    base: Option<(serde_json::Value, k8s_api::mesh_config::MeshConfig)>,
+    changes: &mpsc::Sender<Change>,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<&'static [&'static str]> {
+    if let Some(directory) = args.source.config.clone() {
+        if let Some((_, config)) = base {
+            // The channel is empty: nobody has written to it yet.
+            changes.send(Change::MeshConfig(Box::new(config))).await.context("the writer has ended")?;
+        }
+        if let Some(file) = args.mesh.mesh_config.clone() {
+            let changes = changes.clone();
+            tasks.spawn(async move {
+                mesh_file::follow(file, changes).await;
+                Ok(())
+            });
+        }
+        let changes = changes.clone();
+        tasks.spawn(async move { Ok(directory::follow(directory, changes).await?) });
+        return Ok(&[directory::SOURCE]);
+    }
+    let config = controllers::Config {
+        kubeconfig: args.source.kubeconfig.clone(),
+        namespace: args.source.namespace.clone(),
+        base_mesh_config: base.map_or_else(|| serde_json::json!({}), |(values, _)| values),
+    };
+    let client = controllers::connect(&config).await?;
+    let changes = changes.clone();
+    let (states, _) = watch::channel(controllers::States::new());
+    tasks.spawn(async move { Ok(controllers::run(client, config, changes, states).await?) });
+    Ok(controllers::SOURCES)
+}
+
+async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({flag})"))
+}
+
+async fn told_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result.context("cannot wait for SIGINT")?,
+    }
+    // A second signal ends the process at once.
+    tokio::spawn(async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(130);
+        }
+    });
+    Ok(())
+}

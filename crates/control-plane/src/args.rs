@@ -1,0 +1,145 @@
+//! Flags. Names are Istio's where it has the same flag.
+
+use clap::{Args as Group, Parser, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The Weft control plane: compiles mesh configuration to xDS and pushes it to Envoy, make before break.
+///
+/// Configuration comes from a directory of manifests (--config), or else from the Kubernetes API. It serves xDS in
+/// plain text on --grpc-addr, readiness on --http-addr, and metrics and debug pages on --monitoring-addr.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "weftd", version)]
+pub struct Args {
+    /// Where configuration comes from
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// What the mesh is called
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// What is served where
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Logs
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Where configuration comes from.
+#[derive(Clone, Debug, Group)]
+#[command(next_help_heading = "Sources")]
+pub struct SourceArgs {
+    /// A directory of manifests (or one file), read with all below it and watched. No cluster is needed
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub config: Option<PathBuf>,
+    /// The kubeconfig file of the cluster. Without it: $KUBECONFIG, ~/.kube/config, or the pod's service account
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The namespace that weftd itself is in, where the mesh ConfigMap `istio` is
+    #[arg(
+        long,
+        short = 'n',
+        value_name = "NAMESPACE",
+        env = "POD_NAMESPACE",
+        default_value = "istio-system"
+    )]
+    pub namespace: String,
+}
+
+/// What the mesh is called.
+#[derive(Clone, Debug, Group)]
+#[command(next_help_heading = "Mesh")]
+pub struct MeshArgs {
+    /// A file with a MeshConfig in YAML, watched. In a cluster the ConfigMap `istio` is merged over it
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
+    /// The DNS domain of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub domain: String,
+    /// The name of the cluster that endpoints are in
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+}
+
+/// What is served where.
+#[derive(Clone, Debug, Group)]
+#[command(next_help_heading = "Servers")]
+pub struct ServerArgs {
+    /// The address for xDS in plain text
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15010")]
+    pub grpc_addr: SocketAddr,
+    /// The address for readiness (/ready)
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    pub http_addr: SocketAddr,
+    /// The address for metrics (/metrics), debug pages (/debug/...) and /version
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15014")]
+    pub monitoring_addr: SocketAddr,
+    /// Hand out the private keys of Kubernetes Secrets to gateways over plain text, from any address. By default
+    /// only clients on the loopback interface get them
+    #[arg(long)]
+    pub insecure_plaintext_secrets: bool,
+    /// Connections at once
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+    pub max_connections: usize,
+    /// How long streams may go on after a signal to stop
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub shutdown_duration: Duration,
+}
+
+/// Logs.
+#[derive(Clone, Debug, Group)]
+#[command(next_help_heading = "Logs")]
+pub struct LogArgs {
+    /// What is logged: error, warn, info, debug, trace, or by part, such as `info,xds=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+    /// How it is written
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Accepts a number of seconds, or `250ms`, `10s`, `2m`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a duration, such as 10s"))?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        _ => Err(format!("{text:?} is not a duration, such as 10s")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_flags_are_consistent_and_explained() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for flag in command.get_arguments() {
+            assert!(flag.get_help().is_some(), "{} is not explained", flag.get_id());
+        }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(seconds("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(seconds("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(seconds("2m"), Ok(Duration::from_secs(120)));
+        assert!(seconds("soon").is_err());
+        assert!(seconds("1h").is_err());
+    }
+}

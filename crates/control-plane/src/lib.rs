@@ -1,0 +1,20 @@
+//! weftd: sources, compiler, push engine and xDS server in one process.
+//!
+//! **Invariant:** everything is wired here and nothing is decided: no other crate knows of flags, of the
+//! environment or of the process.
+//!
+//! ```text
+//! directory or Kubernetes ─▶ writer (index) ─▶ push engine ─▶ xds server ─▶ proxies
+//!                               └─▶ admin: /ready /metrics /debug/…  ◀─┘
+//! ```
+
+mod admin;
+mod app;
+mod args;
+mod directory;
+mod mesh_file;
+mod source;
+mod writer;
+
+pub use app::run;
+pub use args::Args;

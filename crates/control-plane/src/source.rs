@@ -1,0 +1,115 @@
+//! The push engine as the xDS server's source of snapshots.
+
+use crate::writer::WriterState;
+use proto::envoy::config::core::v3::Node;
+use proto::resource::{ResourceSet, Snapshot};
+use push::{Connected, Push};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tracing::{info, warn};
+use xds::session::Event;
+use xds::{ConnectError, Connection, Observer, PeerInfo, SnapshotSource};
+
+/// Serves what the engine compiles to whoever the node says it is: the plain-text port authenticates nobody.
+pub(crate) struct EngineSource {
+    pub(crate) push: Push,
+    pub(crate) state: watch::Receiver<WriterState>,
+    pub(crate) domain: String,
+    /// Whether private keys may go anywhere in plain text.
+    pub(crate) secrets_anywhere: bool,
+}
+
+impl SnapshotSource for EngineSource {
+    fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
+        let waiting_for = self.state.borrow().waiting_for.clone();
+        if !waiting_for.is_empty() {
+            let sources: Vec<&str> = waiting_for.into_iter().collect();
+            return Err(ConnectError::NotReady(format!("waiting for {}", sources.join(", "))));
+        }
+        let proxy = compile::node::parse(node, &self.domain)
+            .map_err(|error| ConnectError::InvalidNode(error.to_string()))?;
+        let drain_time = drain_time(&proxy);
+        info!(proxy = %proxy.node_id, role = ?proxy.role, namespace = %proxy.namespace, "proxy connected");
+        let node_id = proxy.node_id.clone();
+        // Compiling for a proxy of a new kind takes a moment, in which this thread's other tasks move elsewhere.
+        let connected = tokio::task::block_in_place(|| self.push.connect(proxy))
+            .map_err(|error| ConnectError::NotReady(error.to_string()))?;
+        let may_have_secrets = self.secrets_anywhere || peer.address.is_some_and(is_local);
+        let snapshots = if may_have_secrets {
+            connected.snapshots.clone()
+        } else {
+            without_secrets(connected.snapshots.clone())
+        };
+        let observer = Box::new(SessionObserver { node_id, _connected: connected });
+        Ok(Connection { snapshots, drain_time, observer })
+    }
+}
+
+fn is_local(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// The proxy's drain time, as Istio's agents and people who start Envoy by hand say it.
+fn drain_time(proxy: &model::Proxy) -> Option<Duration> {
+    let text = proxy.metadata.get("DRAIN_DURATION_SECONDS")?;
+    text.parse().ok().map(Duration::from_secs)
+}
+
+/// Leaves the secrets out: nobody may see private keys in plain text.
+fn without_secrets(mut snapshots: watch::Receiver<Arc<Snapshot>>) -> watch::Receiver<Arc<Snapshot>> {
+    let strip = |snapshot: &Arc<Snapshot>| {
+        if snapshot.secrets.is_empty() {
+            return snapshot.clone();
+        }
+        Arc::new(Snapshot { secrets: ResourceSet::new(), ..Snapshot::clone(snapshot) })
+    };
+    let first = strip(&snapshots.borrow_and_update());
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let snapshot = strip(&snapshots.borrow_and_update());
+                    if sender.send(snapshot).is_err() {
+                        return;
+                    }
+                }
+                () = sender.closed() => return,
+            }
+        }
+    });
+    receiver
+}
+
+/// Keeps a proxy's place in the engine, and logs what goes wrong.
+struct SessionObserver {
+    node_id: model::Str,
+    _connected: Connected,
+}
+
+impl Observer for SessionObserver {
+    fn observe(&mut self, event: &Event) {
+        let proxy = &self.node_id;
+        match event {
+            Event::Nacked { kind, message, culprits } => {
+                warn!(%proxy, r#type = %kind, reason = message, ?culprits, "proxy rejected resources");
+            }
+            Event::Stuck { clusters } => warn!(%proxy, ?clusters, "clusters do not become ready"),
+            Event::GraceExpired { cluster, warming } => {
+                warn!(%proxy, %cluster, ?warming, "routes no longer wait for a cluster that is not ready");
+            }
+            _ => tracing::debug!(%proxy, ?event, "session"),
+        }
+    }
+}
+
+impl Drop for SessionObserver {
+    fn drop(&mut self) {
+        info!(proxy = %self.node_id, "proxy disconnected");
+    }
+}
