@@ -10,9 +10,12 @@ use crate::wire;
 use model::{Mesh, ServiceKey};
 use prost::Message;
 use proto::envoy::config::listener::v3::{ApiListener, Listener};
+use proto::envoy::extensions::filters::http::fault::v3::HttpFault;
 use proto::envoy::extensions::filters::http::router::v3::Router;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
-use proto::envoy::extensions::filters::network::http_connection_manager::v3::{HttpConnectionManager, Rds};
+use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds,
+};
 use proto::resource::{Body, Needs, Resource, ResourceType};
 use std::collections::BTreeSet;
 
@@ -58,8 +61,14 @@ fn listener(name: &str, route: &str) -> Resource {
             config_source: Some(wire::ads()),
             route_config_name: route.to_owned(),
         })),
-        // Required by gRFC A39: the last filter must be the router.
-        http_filters: vec![wire::http_filter("envoy.filters.http.router", &Router::default())],
+        // Routes configure the fault filter (gRFC A33). The last filter must be the router (A39).
+        http_filters: vec![
+            HttpFilter {
+                is_optional: true,
+                ..wire::http_filter("envoy.filters.http.fault", &HttpFault::default())
+            },
+            wire::http_filter("envoy.filters.http.router", &Router::default()),
+        ],
         ..HttpConnectionManager::default()
     };
     let message = Listener {
@@ -119,5 +128,10 @@ mod tests {
         let message = Listener::decode(resource.bytes().clone()).expect("valid encoding");
         assert_eq!(message.name, "cart.shop:80");
         assert!(resource.needs().routes.contains("cart.shop.svc.cluster.local:80"));
+        let manager = message.api_listener.and_then(|listener| listener.api_listener).expect("a manager");
+        let manager = HttpConnectionManager::decode(manager.value).expect("valid encoding");
+        let filters: Vec<(&str, bool)> =
+            manager.http_filters.iter().map(|filter| (filter.name.as_str(), filter.is_optional)).collect();
+        assert_eq!(filters, [("envoy.filters.http.fault", true), ("envoy.filters.http.router", false)]);
     }
 }
