@@ -190,7 +190,12 @@ fn a_port_in_use_is_a_clear_error() {
 
 #[test]
 fn a_missing_directory_and_bad_flags_are_clear_errors() {
-    let (code, errors) = fails(&["--config".to_owned(), "/nowhere/at/all".to_owned()]).unwrap();
+    let network = Network::claim().unwrap();
+    let mut arguments = vec!["--config".to_owned(), "/nowhere/at/all".to_owned()];
+    for (name, port) in [("--grpc-addr", 15010), ("--http-addr", 8080), ("--monitoring-addr", 15014)] {
+        arguments.extend([name.to_owned(), network.socket(255, 1, port).to_string()]);
+    }
+    let (code, errors) = fails(&arguments).unwrap();
     assert_eq!(code, Some(1), "{errors}");
     assert!(errors.contains("/nowhere/at/all"), "{errors}");
     let (code, errors) = fails(&["--no-such-flag".to_owned()]).unwrap();

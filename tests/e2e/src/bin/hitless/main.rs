@@ -152,6 +152,17 @@ impl World {
         names.dedup();
         names.retain(|name| before.get(*name) != after.get(*name));
         self.random.shuffle(&mut names);
+        // Rules come in any order. What they lead to is there before and after them: pods that are routed to are
+        // deleted by nobody, and their endpoints do not end before their Service.
+        names.sort_by_key(|name| {
+            let (is_service, is_endpoints) = (name.starts_with("service-"), name.starts_with("endpoints-"));
+            match (before.contains_key(*name), after.contains_key(*name)) {
+                (false, true) if is_service || is_endpoints => 0,
+                (true, false) if is_service => 2,
+                (true, false) if is_endpoints => 3,
+                _ => 1,
+            }
+        });
         self.history.push(mesh.clone(), edit.what.clone());
         let files: Vec<(&str, Option<String>)> = names
             .into_iter()
