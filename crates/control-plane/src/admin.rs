@@ -154,7 +154,10 @@ fn sync_status(session: &SessionView) -> Value {
         ("proxy".to_owned(), json!(workload)),
         ("proxy_type".to_owned(), json!(kind)),
         ("istio_version".to_owned(), json!(metadata("ISTIO_VERSION").unwrap_or_default())),
-        ("stuck_clusters".to_owned(), json!(session.status.stuck.iter().map(AsRef::as_ref).collect::<Vec<&str>>())),
+        (
+            "stuck_clusters".to_owned(),
+            json!(session.status.stuck.iter().map(AsRef::as_ref).collect::<Vec<&str>>()),
+        ),
     ]);
     for channel in &session.status.channels {
         let name = match channel.kind {
