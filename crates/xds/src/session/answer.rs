@@ -1,8 +1,10 @@
 //! Acknowledgements and rejections.
 
 use super::channel::{Changes, Channel, Sent};
-use super::{Answer, Event, Session};
+use super::{Answer, Event, Protocol, Session};
 use proto::resource::{Resource, ResourceType};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +20,7 @@ impl Session {
         match &answer.error {
             None if settled.is_empty() => {} // a change of subscription, which repeats the last nonce
             None => self.accept(kind, seq, settled, now),
-            Some(message) => self.reject(kind, settled, message),
+            Some(message) => self.reject(kind, &settled, message),
         }
     }
 
@@ -26,14 +28,29 @@ impl Session {
         let took = settled.first().map(|sent| now.saturating_duration_since(sent.at));
         for sent in &settled {
             for (name, change) in &sent.changes {
-                self.take_up(kind, name, change.as_ref(), now);
+                self.take_up(kind, name, change.as_ref());
                 if kind == ResourceType::ClusterLoadAssignment && change.is_some() {
                     self.warmth.assigned(name, sent.seq);
                 }
             }
         }
         let channel = self.channel_mut(kind);
-        channel.doubtful.clear();
+        // What still has to be sent again stays in doubt.
+        let (still, doubtful): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut channel.doubtful).into_iter().partition(|resource| {
+                channel.owed.contains(resource.name()) || channel.perhaps.contains(resource.name())
+            });
+        channel.doubtful = still;
+        if kind == ResourceType::Listener {
+            // What was in doubt has been replaced or removed now, if the client had it.
+            for listener in doubtful {
+                let newest = self.channel(kind).acked.get(listener.name()).cloned();
+                if newest.as_ref().is_none_or(|newest| newest.version() != listener.version()) {
+                    self.replaced(listener, newest.as_ref());
+                }
+            }
+        }
+        let channel = self.channel_mut(kind);
         channel.error = None;
         channel.acked_seq = seq;
         if let Some(last) = settled.last() {
@@ -51,22 +68,25 @@ impl Session {
     }
 
     /// Notes that the client has a form of a resource, or none.
-    fn take_up(&mut self, kind: ResourceType, name: &Arc<str>, change: Option<&Arc<Resource>>, now: Instant) {
-        let drain_time = self.options.drain_time;
+    fn take_up(&mut self, kind: ResourceType, name: &Arc<str>, change: Option<&Arc<Resource>>) {
         let channel = self.channel_mut(kind);
         let unknown = channel.claimed.remove(name).is_some();
+        channel.perhaps.remove(name);
         if !channel.subscribes(name) {
             return;
         }
         let old = match change {
-            Some(resource) => channel.acked.insert(name.clone(), resource.clone()),
+            Some(resource) => {
+                channel.acquit(resource);
+                channel.acked.insert(name.clone(), resource.clone())
+            }
             None => channel.acked.remove(name),
         };
         if kind != ResourceType::Listener {
             return;
         }
         if unknown {
-            self.unknown_listeners_until = Some(now + drain_time);
+            self.listeners_warm_since = None;
         }
         if let Some(old) = old
             && change.is_none_or(|new| new.version() != old.version())
@@ -77,7 +97,7 @@ impl Session {
 
     /// Envoy takes up what it can of a response that it rejects. Until the next acknowledgement each resource of it
     /// may be in use in either form.
-    fn reject(&mut self, kind: ResourceType, settled: Vec<Sent>, message: &str) {
+    fn reject(&mut self, kind: ResourceType, settled: &[Sent], message: &str) {
         let sent: Vec<(Arc<str>, Option<Arc<Resource>>)> =
             settled.iter().flat_map(|sent| sent.changes.clone()).collect();
         if kind == ResourceType::Cluster
@@ -87,34 +107,54 @@ impl Session {
             // Like an acknowledgement, a rejection comes when nothing is warming any more.
             self.warmth.warmed_up_to(first.seq - 1);
         }
+        // One that a client rejects although it only removes would be rejected again.
+        let removed_only = sent.iter().all(|(_, change)| change.is_none());
         for (name, change) in &sent {
-            let channel = self.channel_mut(kind);
+            let channel = &mut self.channels[kind as usize];
             if let Some(resource) = change {
                 channel.doubtful.push(resource.clone());
                 continue;
             }
             // Removals are taken up whatever happens to the rest.
             channel.claimed.remove(name);
+            if self.protocol == Protocol::Delta && !removed_only {
+                channel.removed_again.insert(name.clone());
+            }
             if let Some(old) = channel.acked.remove(name)
                 && kind == ResourceType::Listener
             {
                 self.replaced(old, None);
             }
         }
+        let newest = self.seq;
+        let complete = self.complete(kind);
+        let first = settled.first().map_or(newest, |sent| sent.seq);
         let channel = self.channel_mut(kind);
         channel.error = Some(message.to_owned());
-        let suspects = suspects(channel, sent);
-        let named: Vec<Arc<Resource>> =
-            suspects.iter().filter(|resource| names(message, resource.name(), &suspects)).cloned().collect();
-        let culprits = if named.is_empty() && suspects.len() == 1 { suspects.clone() } else { named };
-
-        for culprit in &culprits {
-            channel.quarantine(culprit);
-        }
-        for suspect in &suspects {
-            channel.dirty.insert(suspect.name().clone());
-            if culprits.is_empty() {
-                channel.suspects.insert(suspect.name().clone());
+        let suspects = suspects(channel, settled);
+        // A SotW response that holds everything also holds what was rejected since it was sent.
+        let known = complete && channel.any_quarantined_since(first);
+        let blamed = blamed(message, &suspects, known);
+        let mut culprits = Vec::new();
+        for Suspect { resource, earlier } in suspects {
+            let name = resource.name().clone();
+            channel.dirty.insert(name.clone());
+            let is_blamed = blamed.contains(&name);
+            // A form that is quarantined by now may have been part of what is rejected.
+            let explained = channel.quarantined_since(&name, first)
+                || earlier.iter().any(|earlier| channel.is_quarantined(&name, earlier.version()));
+            if is_blamed && earlier.is_empty() && !explained {
+                channel.quarantine(&resource, newest);
+                culprits.push(resource);
+                continue;
+            }
+            // It may have been taken up: whatever should be there is sent, even if that is what was there before.
+            channel.owed.insert(name.clone());
+            if !channel.acked.contains_key(&name) && !channel.claimed.contains_key(&name) {
+                channel.perhaps.insert(name.clone());
+            }
+            if (is_blamed && !explained) || (blamed.is_empty() && !known) {
+                channel.suspects.insert(name);
             }
         }
         if kind == ResourceType::Cluster {
@@ -128,34 +168,66 @@ impl Session {
     }
 }
 
-/// Returns what may be to blame for the rejection of `sent`: what the client had not accepted before.
-fn suspects(channel: &Channel, sent: Vec<(Arc<str>, Option<Arc<Resource>>)>) -> Vec<Arc<Resource>> {
-    let mut newest = std::collections::BTreeMap::new();
-    for (name, change) in sent {
-        newest.insert(name, change);
-    }
-    let resources: Vec<Arc<Resource>> = newest.into_values().flatten().collect();
-    let changed: Vec<Arc<Resource>> = resources
-        .iter()
-        .filter(|resource| {
+/// Something that may be to blame for a rejection.
+struct Suspect {
+    /// Its newest form that was sent.
+    resource: Arc<Resource>,
+    /// Other forms in earlier responses that the same answer settles.
+    earlier: Vec<Arc<Resource>>,
+}
+
+/// Returns what may be to blame for the rejection of `settled`: what the client had not accepted before.
+///
+/// In SotW the rejection of a response may come on the nonce of a later one. If the last response carried one thing
+/// that was new, it did so to find out about it, and the others were taken back.
+fn suspects(channel: &Channel, settled: &[Sent]) -> Vec<Suspect> {
+    let new = |sent: &Sent| -> Vec<Arc<Resource>> {
+        let resources = sent.changes.values().flatten();
+        let new = resources.filter(|resource| {
             channel.acked.get(resource.name()).is_none_or(|acked| acked.version() != resource.version())
-        })
-        .cloned()
-        .collect();
-    if changed.is_empty() { resources } else { changed }
+        });
+        new.cloned().collect()
+    };
+    let alone = settled.last().filter(|last| last.alone).map(new).filter(|new| new.len() == 1);
+    let mut resources = alone.unwrap_or_else(|| settled.iter().flat_map(new).collect());
+    if resources.is_empty() {
+        resources = settled.iter().flat_map(|sent| sent.changes.values().flatten()).cloned().collect();
+    }
+    let mut suspects: BTreeMap<Arc<str>, Suspect> = BTreeMap::new();
+    for resource in resources {
+        match suspects.entry(resource.name().clone()) {
+            Entry::Vacant(entry) => drop(entry.insert(Suspect { resource, earlier: Vec::new() })),
+            Entry::Occupied(mut entry) if entry.get().resource.version() != resource.version() => {
+                let earlier = std::mem::replace(&mut entry.get_mut().resource, resource);
+                entry.get_mut().earlier.push(earlier);
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    suspects.into_values().collect()
+}
+
+/// Returns the names to blame: those that the message mentions, or the only one there is unless something else is
+/// known to be to blame.
+fn blamed(message: &str, suspects: &[Suspect], known: bool) -> BTreeSet<Arc<str>> {
+    let all: Vec<&str> = suspects.iter().map(|suspect| &**suspect.resource.name()).collect();
+    let name = |suspect: &Suspect| suspect.resource.name().clone();
+    let named: BTreeSet<Arc<str>> =
+        suspects.iter().filter(|suspect| names(message, suspect.resource.name(), &all)).map(name).collect();
+    match suspects {
+        [only] if named.is_empty() && !known => BTreeSet::from([name(only)]),
+        _ => named,
+    }
 }
 
 /// Whether `message` mentions `name` as such: not as a part of a longer word, nor of the longer name of another
 /// suspect.
-fn names(message: &str, name: &str, suspects: &[Arc<Resource>]) -> bool {
+fn names(message: &str, name: &str, suspects: &[&str]) -> bool {
     if name.is_empty() {
         return false;
     }
-    let longer: Vec<&str> = suspects
-        .iter()
-        .map(|resource| &**resource.name())
-        .filter(|other| other.len() > name.len() && other.contains(name))
-        .collect();
+    let longer: Vec<&str> =
+        suspects.iter().copied().filter(|other| other.len() > name.len() && other.contains(name)).collect();
     message.match_indices(name).any(|(start, _)| {
         let end = start + name.len();
         let before = message[..start].chars().next_back();
@@ -176,16 +248,9 @@ fn names(message: &str, name: &str, suspects: &[Arc<Resource>]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::resource::{Body, Needs};
 
-    fn cluster(name: &str) -> Arc<Resource> {
-        let body = Body::Whole(bytes::Bytes::from(name.to_owned()));
-        Arc::new(Resource::new(ResourceType::Cluster, name, body, Needs::default()))
-    }
-
-    fn culprits<'a>(message: &str, names_of: &'a [&'a str]) -> Vec<&'a str> {
-        let suspects: Vec<_> = names_of.iter().map(|name| cluster(name)).collect();
-        names_of.iter().copied().filter(|name| names(message, name, &suspects)).collect()
+    fn culprits<'a>(message: &str, suspects: &[&'a str]) -> Vec<&'a str> {
+        suspects.iter().copied().filter(|name| names(message, name, suspects)).collect()
     }
 
     #[test]

@@ -21,7 +21,17 @@ pub(crate) struct Sent {
     pub(crate) seq: u64,
     pub(crate) at: Instant,
     pub(crate) version: String,
+    /// It carries one suspect, to find out about it.
+    pub(crate) alone: bool,
     pub(crate) changes: Changes,
+}
+
+/// A version that a client rejected.
+#[derive(Debug)]
+pub(crate) struct Rejected {
+    version: Arc<str>,
+    /// The last response that had been sent by then.
+    at: u64,
 }
 
 /// What a client should have under a name.
@@ -53,6 +63,8 @@ pub(crate) struct Channel {
     pub(crate) outstanding: VecDeque<Sent>,
     /// What was part of a rejected response, until the next acknowledgement.
     pub(crate) doubtful: Vec<Arc<Resource>>,
+    /// Names of `doubtful` that the client had nothing under before.
+    pub(crate) perhaps: BTreeSet<Arc<str>>,
     /// Versions of unknown content that the client brought along from an earlier stream.
     pub(crate) claimed: BTreeMap<Arc<str>, Arc<str>>,
     /// The version of everything it has, that a SotW client brought along.
@@ -64,9 +76,16 @@ pub(crate) struct Channel {
     /// The subscription is owed an answer even if it holds nothing.
     pub(crate) answer_due: bool,
     /// The versions that this client rejected, by name.
-    pub(crate) quarantine: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+    pub(crate) quarantine: BTreeMap<Arc<str>, Vec<Rejected>>,
     /// Names one of which made a response be rejected: they are sent one at a time.
     pub(crate) suspects: BTreeSet<Arc<str>>,
+    /// The response being made carries one suspect.
+    pub(crate) alone: bool,
+    /// Names that the response being made takes back, to be sent again later.
+    pub(crate) retry: BTreeSet<Arc<str>>,
+    /// Names whose removal was part of a rejected response: gone, but a delta client goes on to claim them until they
+    /// are removed by a response that it accepts.
+    pub(crate) removed_again: BTreeSet<Arc<str>>,
     /// The last nonce sent and the last one answered with an acknowledgement.
     pub(crate) sent_seq: u64,
     pub(crate) acked_seq: u64,
@@ -88,6 +107,7 @@ impl Channel {
             acked: ResourceSet::new(),
             outstanding: VecDeque::new(),
             doubtful: Vec::new(),
+            perhaps: BTreeSet::new(),
             claimed: BTreeMap::new(),
             claimed_set: None,
             dirty: BTreeSet::new(),
@@ -95,6 +115,9 @@ impl Channel {
             answer_due: false,
             quarantine: BTreeMap::new(),
             suspects: BTreeSet::new(),
+            alone: false,
+            retry: BTreeSet::new(),
+            removed_again: BTreeSet::new(),
             sent_seq: 0,
             acked_seq: 0,
             sent_version: String::new(),
@@ -131,6 +154,11 @@ impl Channel {
         }
     }
 
+    /// Whether the client may have something under `name`.
+    pub(crate) fn may_have(&self, name: &str) -> bool {
+        self.has(name) || (self.pending(name).is_none() && self.perhaps.contains(name))
+    }
+
     /// Returns everything that the client has once it has read what was sent.
     pub(crate) fn sent_set(&self) -> ResourceSet {
         let mut set = self.acked.clone();
@@ -141,24 +169,52 @@ impl Channel {
     }
 
     pub(crate) fn is_quarantined(&self, name: &str, version: &str) -> bool {
-        self.quarantine.get(name).is_some_and(|versions| versions.iter().any(|known| **known == *version))
+        self.quarantine
+            .get(name)
+            .is_some_and(|rejected| rejected.iter().any(|known| *known.version == *version))
     }
 
-    pub(crate) fn quarantine(&mut self, resource: &Resource) {
-        let versions = self.quarantine.entry(resource.name().clone()).or_default();
-        if versions.iter().any(|known| known == resource.version()) {
-            return;
+    /// Whether a form of `name` was quarantined when the response `seq` had already been sent.
+    pub(crate) fn quarantined_since(&self, name: &str, seq: u64) -> bool {
+        self.quarantine.get(name).is_some_and(|rejected| rejected.iter().any(|known| known.at >= seq))
+    }
+
+    /// Whether anything was quarantined when the response `seq` had already been sent.
+    pub(crate) fn any_quarantined_since(&self, seq: u64) -> bool {
+        self.quarantine.keys().any(|name| self.quarantined_since(name, seq))
+    }
+
+    /// Notes that the client rejected a resource, when `at` was the last response sent.
+    pub(crate) fn quarantine(&mut self, resource: &Resource, at: u64) {
+        let rejected = self.quarantine.entry(resource.name().clone()).or_default();
+        rejected.retain(|known| known.version != *resource.version());
+        if rejected.len() >= MAX_QUARANTINED {
+            rejected.remove(0);
         }
-        if versions.len() >= MAX_QUARANTINED {
-            versions.remove(0);
+        rejected.push(Rejected { version: resource.version().clone(), at });
+    }
+
+    /// Notes that the client accepted a resource after all.
+    pub(crate) fn acquit(&mut self, resource: &Resource) {
+        if let Some(rejected) = self.quarantine.get_mut(resource.name()) {
+            rejected.retain(|known| known.version != *resource.version());
+            if rejected.is_empty() {
+                self.quarantine.remove(resource.name());
+            }
         }
-        versions.push(resource.version().clone());
     }
 
     pub(crate) fn desired<'a>(&self, snapshot: &'a Snapshot, name: &str) -> Desired<'a> {
         match snapshot.of(self.kind).get(name) {
             None => Desired::Absent,
-            Some(resource) if self.is_quarantined(name, resource.version()) => Desired::Keep,
+            Some(resource) if self.is_quarantined(name, resource.version()) => {
+                let ends = matches!(self.kind, ResourceType::Cluster | ResourceType::Listener);
+                // New, and perhaps there in a form that was never acknowledged: better absent than unknown.
+                match ends && !self.acked.contains_key(name) && self.perhaps.contains(name) {
+                    true => Desired::Absent,
+                    false => Desired::Keep,
+                }
+            }
             Some(resource) => Desired::Is(resource),
         }
     }
@@ -206,6 +262,8 @@ impl Channel {
         self.owed.remove(name);
         self.suspects.remove(name);
         self.doubtful.retain(|resource| **resource.name() != *name);
+        self.perhaps.remove(name);
+        self.removed_again.remove(name);
         for sent in &mut self.outstanding {
             sent.changes.remove(name);
         }

@@ -15,34 +15,35 @@ impl Session {
         if !due || channel.blocked(now, self.options.answer_timeout) || self.set_incomplete(kind) {
             return;
         }
-        let mut changes = Changes::new();
+        let (mut changes, mut removals) = (Changes::new(), Changes::new());
         let mut settled = Vec::new();
         for name in self.candidates(kind) {
             match channel.desired(&self.snapshot, &name) {
                 Desired::Is(cluster) if channel.differs(cluster) => {
                     changes.insert(name, Some(cluster.clone()));
                 }
-                Desired::Absent if channel.has(&name) => {
+                Desired::Absent if channel.may_have(&name) => {
                     if self.removable(&name, now) {
-                        changes.insert(name, None);
+                        removals.insert(name, None);
                     }
                 }
                 Desired::Absent if self.denies(kind, &name) => {
-                    changes.insert(name, None);
+                    removals.insert(name, None);
                 }
                 _ => settled.push(name),
             }
         }
-        let changes = self.isolate(kind, changes);
+        let mut changes = self.isolate(kind, changes);
         self.settle_names(kind, settled);
-        if changes.is_empty() && !self.channel(kind).answer_due {
-            return;
+        // A delta client that rejects a response removes what it says, but goes on to claim that it has it. So
+        // removals travel in a response of their own, which nobody rejects.
+        if self.protocol == Protocol::Sotw {
+            changes.append(&mut removals);
         }
         self.note_clusters(&changes, now);
-        for name in changes.keys() {
-            self.channel_mut(kind).dirty.remove(name);
-        }
-        self.send(kind, changes, now);
+        self.send_changes(kind, changes, now);
+        self.note_clusters(&removals, now);
+        self.send_changes(kind, removals, now);
     }
 
     /// Starts to wait for the clusters of a response, and owes their endpoints to a client that already asked for
@@ -142,24 +143,28 @@ impl Session {
     pub(super) fn set_incomplete(&self, kind: ResourceType) -> bool {
         let channel = self.channel(kind);
         self.protocol == Protocol::Sotw
-            && (channel.claimed_set.is_some()
-                || channel.names.keys().any(|name| channel.awaits(&self.snapshot, name)))
+            && channel.names.keys().any(|name| channel.awaits(&self.snapshot, name))
     }
 
-    /// Whether no route or listener that the client may be using names the cluster.
+    /// Whether no route or listener that the client may be using names the cluster. Those that are as the snapshot
+    /// says do not count: it names a destination that it does not have.
     fn removable(&self, cluster: &str, now: Instant) -> bool {
         let channels = [self.channel(ResourceType::Listener), self.channel(ResourceType::RouteConfiguration)];
         let unknown = self.reconnected
-            && (now < self.started + self.options.drain_time
-                || self.unknown_listeners_until.is_some()
+            && (self.listeners_warm_since.is_none_or(|since| now < since + self.options.drain_time)
                 || channels
                     .iter()
                     .any(|channel| !channel.claimed.is_empty() || channel.claimed_set.is_some()));
+        let exists = self.snapshot.clusters.contains_key(cluster);
         !unknown
             && !channels
                 .iter()
                 .flat_map(|channel| channel.in_use())
                 .chain(self.draining.iter().map(|draining| &draining.listener))
-                .any(|resource| resource.needs().clusters.contains(cluster))
+                .filter(|resource| resource.needs().clusters.contains(cluster))
+                .any(|resource| {
+                    let newest = self.snapshot.of(resource.kind()).get(resource.name());
+                    exists || newest.is_none_or(|newest| newest.version() != resource.version())
+                })
     }
 }

@@ -207,8 +207,9 @@ pub struct Session {
     draining: Vec<Draining>,
     /// The client had state when it came: it may use clusters that nothing known here names.
     reconnected: bool,
-    /// Until when listeners of unknown content may be draining.
-    unknown_listeners_until: Option<Instant>,
+    /// Since when all listeners can serve that the client brought along, or that took the place of unknown ones. Until
+    /// then, unknown ones before them do.
+    listeners_warm_since: Option<Instant>,
     /// Claims may have become comparable with the snapshot.
     claims_due: bool,
     responses: Vec<Response>,
@@ -241,7 +242,7 @@ impl Session {
             clusters_missed_since: None,
             draining: Vec::new(),
             reconnected: false,
-            unknown_listeners_until: None,
+            listeners_warm_since: None,
             claims_due: false,
             responses: Vec::new(),
             events: Vec::new(),
@@ -297,9 +298,8 @@ impl Session {
         }
         if !self.channel(ResourceType::Cluster).dirty.is_empty() {
             deadlines.extend(self.draining.iter().filter_map(|draining| draining.until));
-            deadlines.extend(self.unknown_listeners_until);
             if self.reconnected {
-                deadlines.push(self.started + self.options.drain_time);
+                deadlines.extend(self.listeners_warm_since.map(|since| since + self.options.drain_time));
             }
         }
         deadlines.extend(self.clusters_missed_since.map(|since| since + self.options.answer_timeout));
@@ -338,6 +338,9 @@ impl Session {
         let now = self.now;
         self.expire(now);
         self.resolve_claims();
+        if self.reconnected && self.listeners_warm_since.is_none() && self.listeners_warm() {
+            self.listeners_warm_since = Some(now);
+        }
         self.push_clusters(now);
         self.push_named(ResourceType::ClusterLoadAssignment, now);
         self.push_named(ResourceType::Secret, now);
@@ -361,9 +364,6 @@ impl Session {
         let released = self.warmth.expire(now, &self.options);
         self.report_released(released);
         self.expire_draining(now);
-        if self.unknown_listeners_until.is_some_and(|until| now >= until) {
-            self.unknown_listeners_until = None;
-        }
         if let Some(since) = self.clusters_missed_since
             && now >= since + self.options.answer_timeout
         {
@@ -415,7 +415,21 @@ impl Session {
         self.responses.push(Response { kind, nonce, resources, removed, frame });
 
         let seq = self.seq;
-        self.channel_mut(kind).record(Sent { seq, at: now, version, changes });
+        let channel = self.channel_mut(kind);
+        let mut changes = changes;
+        if complete {
+            // The response repeats what earlier ones said, and its answer is about all of it.
+            let mut repeated = Changes::new();
+            for sent in &channel.outstanding {
+                repeated.extend(sent.changes.clone());
+            }
+            repeated.append(&mut changes);
+            changes = repeated;
+        }
+        let alone = std::mem::take(&mut channel.alone);
+        channel.record(Sent { seq, at: now, version, alone, changes });
+        let retry = std::mem::take(&mut channel.retry);
+        channel.dirty.extend(retry);
     }
 
     fn nonce(&self, seq: u64) -> String {
@@ -436,12 +450,31 @@ impl Session {
         channel.dirty.union(&channel.owed).cloned().collect()
     }
 
-    /// While the culprit of a rejection is searched, lets only one suspect through.
-    fn isolate(&self, kind: ResourceType, changes: Changes) -> Changes {
-        let channel = self.channel(kind);
-        match channel.suspects.iter().find_map(|name| changes.get_key_value(name)) {
-            Some((name, change)) => Changes::from([(name.clone(), change.clone())]),
-            None => changes,
+    /// While the culprit of a rejection is searched, lets only one suspect through. A SotW response that holds
+    /// everything takes back what was sent and not acknowledged: another suspect may be among it.
+    fn isolate(&mut self, kind: ResourceType, changes: Changes) -> Changes {
+        let complete = self.complete(kind);
+        let channel = self.channel_mut(kind);
+        let Some((suspect, change)) = channel.suspects.iter().find_map(|name| changes.get_key_value(name))
+        else {
+            return changes;
+        };
+        channel.alone = true;
+        let mut alone = Changes::from([(suspect.clone(), change.clone())]);
+        if complete {
+            let unanswered = channel.outstanding.iter().flat_map(|sent| sent.changes.keys());
+            let unanswered: BTreeSet<Arc<str>> =
+                unanswered.filter(|name| *name != suspect).cloned().collect();
+            for name in unanswered {
+                alone.insert(name.clone(), channel.acked.get(&name).cloned());
+                channel.retry.insert(name);
+            }
         }
+        alone
+    }
+
+    /// Whether responses hold everything that is subscribed to.
+    fn complete(&self, kind: ResourceType) -> bool {
+        self.protocol == Protocol::Sotw && matches!(kind, ResourceType::Cluster | ResourceType::Listener)
     }
 }

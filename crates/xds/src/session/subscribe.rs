@@ -170,8 +170,12 @@ impl Session {
             Held::Set(version) => {
                 self.reconnected = true;
                 let channel = self.channel_mut(kind);
-                if kind != ResourceType::ClusterLoadAssignment {
+                if channel.wildcard {
                     channel.claimed_set = Some(version);
+                } else {
+                    // The version does not say of which names it is. One that was dropped and is wanted again may
+                    // be missing although the version is right, so everything is sent.
+                    channel.claimed.extend(channel.names.keys().map(|name| (name.clone(), "".into())));
                 }
             }
             Held::Each(versions) if versions.is_empty() => {}
@@ -182,7 +186,11 @@ impl Session {
                     return;
                 }
                 for (name, version) in versions {
-                    if !channel.subscribes(&name) {
+                    // The request may follow responses of this stream, which say more exactly what the client has.
+                    if !channel.subscribes(&name) || channel.acked.contains_key(name.as_str()) {
+                        continue;
+                    }
+                    if channel.pending(&name).is_some() {
                         continue;
                     }
                     let name = snapshot
@@ -222,35 +230,22 @@ impl Session {
     }
 
     fn resolve_claimed_set(&mut self, kind: ResourceType) {
-        let Some(version) = self.channel(kind).claimed_set.clone() else { return };
-        let channel = self.channel(kind);
-        if channel.names.keys().any(|name| channel.awaits(&self.snapshot, name)) {
-            self.claims_due = true;
-            return;
-        }
-        let wanted: Vec<Arc<Resource>> = match channel.wildcard {
-            true => self.snapshot.of(kind).values().cloned().collect(),
-            false => {
-                channel.names.keys().filter_map(|name| self.snapshot.of(kind).get(name)).cloned().collect()
-            }
-        };
-        let equal = set_version(&wanted) == version;
+        let snapshot = self.snapshot.clone();
         let channel = self.channel_mut(kind);
-        channel.claimed_set = None;
-        if equal {
+        let Some(version) = channel.claimed_set.take() else { return };
+        if set_version(snapshot.of(kind).values()) == version {
             channel.owed.clear();
             channel.answer_due = false;
-            self.adopt_claims(kind, wanted);
-        } else {
-            // The client has something under these names, and nobody knows what.
-            let unknown: Vec<Arc<str>> = channel.names.keys().cloned().collect();
-            channel.claimed.extend(unknown.into_iter().map(|name| (name, "".into())));
+            self.adopt_claims(kind, snapshot.of(kind).values().cloned().collect());
         }
     }
 
     fn adopt_claims(&mut self, kind: ResourceType, resources: Vec<Arc<Resource>>) {
         if resources.is_empty() {
             return;
+        }
+        if kind == ResourceType::Listener {
+            self.listeners_warm_since = None;
         }
         let mut changes = BTreeMap::new();
         for resource in resources {

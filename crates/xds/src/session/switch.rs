@@ -19,7 +19,10 @@ impl Session {
     pub(super) fn push_listeners(&mut self, now: Instant) {
         let kind = ResourceType::Listener;
         let channel = self.channel(kind);
-        let due = channel.answer_due || !channel.dirty.is_empty() || !channel.owed.is_empty();
+        let due = channel.answer_due
+            || !channel.dirty.is_empty()
+            || !channel.owed.is_empty()
+            || !channel.removed_again.is_empty();
         if !due || channel.blocked(now, self.options.answer_timeout) || self.set_incomplete(kind) {
             return;
         }
@@ -33,17 +36,26 @@ impl Session {
                     changes.insert(name, Some(listener.clone()));
                 }
                 Desired::Is(_) => held = true,
-                Desired::Absent if channel.has(&name) || self.denies(kind, &name) => {
+                Desired::Absent if channel.may_have(&name) || self.denies(kind, &name) => {
                     removals.insert(name, None);
                 }
                 _ => settled.push(name),
             }
         }
         // A new listener may take the address of one that goes. Envoy accepts that only in one response.
-        if !held {
-            changes.append(&mut removals);
+        if held && !removals.is_empty() {
+            changes.retain(|name, _| channel.has(name));
+            removals.clear();
         }
-        let changes = self.isolate(kind, changes);
+        let mut changes = self.isolate(kind, changes);
+        changes.append(&mut removals);
+        let again = std::mem::take(&mut self.channel_mut(kind).removed_again);
+        for name in again {
+            if !changes.contains_key(&name) {
+                changes.insert(name.clone(), None);
+                self.channel_mut(kind).retry.insert(name);
+            }
+        }
         self.settle_names(kind, settled);
         self.send_changes(kind, changes, now);
     }
@@ -74,9 +86,6 @@ impl Session {
         let kind = ResourceType::RouteConfiguration;
         let channel = self.channel(kind);
         if channel.owed.is_empty() && channel.dirty.is_empty() && !channel.answer_due {
-            return;
-        }
-        if channel.claimed_set.is_some() {
             return;
         }
         let blocked = channel.blocked(now, self.options.answer_timeout);
@@ -170,6 +179,18 @@ impl Session {
         }
     }
 
+    /// Whether a listener that the client acknowledged has all that it needs to take over.
+    fn listener_warm(&self, listener: &Resource) -> bool {
+        let routes = &self.channel(ResourceType::RouteConfiguration).acked;
+        let secrets = &self.channel(ResourceType::Secret).acked;
+        listener.needs().routes.iter().all(|name| routes.contains_key(name))
+            && listener.needs().secrets.iter().all(|name| secrets.contains_key(name))
+    }
+
+    pub(super) fn listeners_warm(&self) -> bool {
+        self.channel(ResourceType::Listener).acked.values().all(|listener| self.listener_warm(listener))
+    }
+
     /// Notes that an acknowledged listener takes the place of `old`, which serves on until the new one has warmed and
     /// the connections of the old one are drained.
     pub(super) fn replaced(&mut self, old: Arc<Resource>, new: Option<&Arc<Resource>>) {
@@ -185,16 +206,16 @@ impl Session {
             return;
         }
         let until = now + self.options.drain_time;
-        let [listeners, routes, secrets] =
-            [ResourceType::Listener, ResourceType::RouteConfiguration, ResourceType::Secret]
-                .map(|kind| &self.channels[kind as usize].acked);
-        for draining in self.draining.iter_mut().filter(|draining| draining.until.is_none()) {
-            let warm = listeners.get(draining.listener.name()).is_none_or(|successor| {
-                let needs = successor.needs();
-                needs.routes.iter().all(|name| routes.contains_key(name))
-                    && needs.secrets.iter().all(|name| secrets.contains_key(name))
-            });
-            if warm {
+        let listeners = &self.channels[ResourceType::Listener as usize].acked;
+        let warm: Vec<bool> = self
+            .draining
+            .iter()
+            .map(|draining| {
+                listeners.get(draining.listener.name()).is_none_or(|successor| self.listener_warm(successor))
+            })
+            .collect();
+        for (draining, warm) in self.draining.iter_mut().zip(warm) {
+            if warm && draining.until.is_none() {
                 draining.until = Some(until);
             }
         }

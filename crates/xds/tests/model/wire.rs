@@ -1,0 +1,292 @@
+//! A session and a client, with messages between them that arrive in order but whenever the test says so.
+
+use super::envoy::{Character, Envoy};
+use super::world::{Content, read, successor};
+use prost::Message;
+use proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+use proto::resource::{ResourceType, Snapshot};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use xds::encode::Encoder;
+use xds::session::{Event, Names, Options, Protocol, Request, Response, Session};
+
+/// The drain time of the model, shorter than the standard so that tests see the end of it.
+pub const DRAIN: u64 = 20_000;
+
+pub struct Wire {
+    pub client: Envoy,
+    pub session: Session,
+    pub snapshot: Arc<Snapshot>,
+    pub events: Vec<Event>,
+    /// Clusters that were released without evidence, on any stream.
+    pub released: BTreeSet<String>,
+    /// Pairs of a host or listener and a cluster that it named when neither the snapshot nor the client had it.
+    pub dangling: BTreeSet<(String, String)>,
+    /// Responses on their way.
+    pub responses: VecDeque<Response>,
+    pub sent: usize,
+    /// Whether references are checked.
+    pub strict: bool,
+    encoder: Arc<Encoder>,
+    start: Instant,
+    now: Instant,
+    streams: u64,
+    /// What the server knows to be subscribed to.
+    assignments: BTreeSet<String>,
+}
+
+impl Wire {
+    pub fn new(character: Character, snapshot: Arc<Snapshot>) -> Self {
+        let encoder = Arc::new(Encoder::new("test", 1 << 20));
+        let start = Instant::now();
+        let session =
+            Session::new(character.protocol, options(), encoder.clone(), 1, snapshot.clone(), start);
+        let mut wire = Self {
+            client: Envoy::new(character),
+            session,
+            snapshot,
+            events: Vec::new(),
+            released: BTreeSet::new(),
+            dangling: BTreeSet::new(),
+            responses: VecDeque::new(),
+            sent: 0,
+            strict: true,
+            encoder,
+            start,
+            now: start,
+            streams: 1,
+            assignments: BTreeSet::new(),
+        };
+        wire.note_snapshot();
+        wire.client.connect();
+        wire
+    }
+
+    pub fn publish(&mut self, snapshot: &Snapshot) {
+        self.snapshot = successor(&self.snapshot, snapshot);
+        self.note_snapshot();
+        self.session.on_snapshot(self.snapshot.clone(), self.now);
+        self.collect();
+    }
+
+    /// Breaks the stream: what is on its way is lost, and the client connects again.
+    pub fn reconnect(&mut self) {
+        self.streams += 1;
+        self.responses.clear();
+        self.assignments.clear();
+        self.session = Session::new(
+            self.client.character.protocol,
+            options(),
+            self.encoder.clone(),
+            self.streams,
+            self.snapshot.clone(),
+            self.now,
+        );
+        self.client.connect();
+    }
+
+    /// Delivers the client's oldest request.
+    pub fn deliver_request(&mut self) -> bool {
+        let Some(message) = self.client.take_request() else { return false };
+        if let Some(request) = message.into_request() {
+            if std::env::var_os("XDS_TRACE").is_some() {
+                eprintln!("<- {request:?}");
+            }
+            self.note_subscription(&request);
+            self.session.on_request(request, self.now);
+            self.collect();
+        }
+        true
+    }
+
+    /// Delivers the server's oldest response.
+    pub fn deliver_response(&mut self) -> bool {
+        let Some(response) = self.responses.pop_front() else { return false };
+        self.client.on_frame(&response.frame);
+        true
+    }
+
+    /// Lets time pass, and calls the session whenever it wants to be called.
+    pub fn advance(&mut self, millis: u64) {
+        let end = self.now + Duration::from_millis(millis);
+        while let Some(deadline) = self.session.next_deadline().filter(|deadline| *deadline <= end) {
+            assert!(deadline > self.now, "a deadline in the past would make the driver spin");
+            let passed = deadline - self.now;
+            self.now = deadline;
+            self.client.advance(u64::try_from(passed.as_millis()).expect("a short time"));
+            self.session.on_timer(self.now);
+            self.collect();
+        }
+        self.client.advance(u64::try_from((end - self.now).as_millis()).expect("a short time"));
+        self.now = end;
+    }
+
+    /// Delivers everything until nothing moves, without letting time pass.
+    pub fn settle(&mut self) {
+        for _ in 0..10_000 {
+            if !self.deliver_request() && !self.deliver_response() {
+                return;
+            }
+            self.check_references();
+        }
+        panic!("messages go back and forth without end");
+    }
+
+    /// Delivers everything, and lets pass all time that anything waits for.
+    pub fn finish(&mut self) {
+        for _ in 0..40 {
+            self.settle();
+            self.advance(5_000);
+            self.check_references();
+        }
+        let before = self.sent;
+        self.settle();
+        self.advance(120_000);
+        self.settle();
+        assert!(self.sent <= before + 1, "responses are sent although nothing changes");
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.now - self.start
+    }
+
+    /// The snapshot itself may name a destination that it does not have, and take away one that is named.
+    fn note_snapshot(&mut self) {
+        let mut named = Vec::new();
+        for resource in self.snapshot.listeners.values().chain(self.snapshot.routes.values()) {
+            named.extend(users(read(resource.bytes())));
+        }
+        named.retain(|(_, cluster)| !self.snapshot.clusters.contains_key(cluster.as_str()));
+        self.dangling.extend(named);
+    }
+
+    /// (a) What is in use names only clusters that serve, unless nobody has them or they had their grace.
+    pub fn check_references(&self) {
+        if !self.strict {
+            return;
+        }
+        for (user, cluster) in self.client.references() {
+            if self.client.serves(&cluster)
+                || self.released.contains(&cluster)
+                || self.dangling.contains(&(user.clone(), cluster.clone()))
+            {
+                continue;
+            }
+            panic!("{user} names {cluster}, which cannot be used: {:#?}", self.client);
+        }
+    }
+
+    fn note_subscription(&mut self, request: &Request) {
+        if request.kind != ResourceType::ClusterLoadAssignment {
+            return;
+        }
+        match &request.names {
+            Names::All(names) => self.assignments = names.iter().cloned().collect(),
+            Names::Change { subscribe, unsubscribe } => {
+                for name in unsubscribe {
+                    self.assignments.remove(name);
+                }
+                self.assignments.extend(subscribe.iter().cloned());
+            }
+        }
+    }
+
+    fn collect(&mut self) {
+        let events = self.session.take_events();
+        for event in &events {
+            if let Event::GraceExpired { cluster, .. } = event {
+                self.released.insert(cluster.to_string());
+            }
+        }
+        self.events.extend(events);
+        let responses = self.session.take_responses();
+        self.sent += responses.len();
+        if std::env::var_os("XDS_TRACE").is_some() {
+            for response in &responses {
+                eprintln!(
+                    "-> {} {} {:?} removed {}",
+                    response.kind,
+                    response.nonce,
+                    self.contents(response),
+                    response.removed
+                );
+            }
+        }
+        self.note_dangling(&responses);
+        self.check_endpoints(&responses);
+        self.responses.extend(responses);
+    }
+
+    pub fn contents(&self, response: &Response) -> Vec<Content> {
+        let message = response.frame.message();
+        match self.client.character.protocol {
+            Protocol::Sotw => {
+                let response = DiscoveryResponse::decode(message).expect("a valid response");
+                response.resources.iter().map(|any| read(&any.value)).collect()
+            }
+            Protocol::Delta => {
+                let response = DeltaDiscoveryResponse::decode(message).expect("a valid response");
+                let resources = response.resources.into_iter();
+                resources.map(|resource| read(&resource.resource.expect("a resource").value)).collect()
+            }
+        }
+    }
+
+    /// A destination that does not exist anywhere is sent as it is, and so is one that the client rejected.
+    fn note_dangling(&mut self, responses: &[Response]) {
+        let status = self.session.status();
+        let clusters = &status.channels[0];
+        let exists = |name: &str| {
+            (self.snapshot.clusters.contains_key(name)
+                && !clusters.quarantined.iter().any(|quarantined| *quarantined.name == *name))
+                || clusters.acked.contains_key(name)
+        };
+        let mut dangling: Vec<(String, String)> =
+            responses.iter().flat_map(|response| self.contents(response)).flat_map(users).collect();
+        dangling.retain(|(_, cluster)| !exists(cluster));
+        self.dangling.extend(dangling);
+    }
+
+    /// (b) Every cluster that is sent is followed by its endpoints, if they are subscribed to.
+    fn check_endpoints(&self, responses: &[Response]) {
+        for (index, response) in responses.iter().enumerate() {
+            if response.kind != ResourceType::Cluster || self.client.character.protocol == Protocol::Sotw {
+                continue;
+            }
+            for content in self.contents(response) {
+                let Content::Cluster(cluster) = content else { continue };
+                if !self.assignments.contains(&cluster.name)
+                    || !self.snapshot.assignments.contains_key(cluster.name.as_str())
+                    || cluster.warming != super::world::Kind::Eds
+                {
+                    continue;
+                }
+                let followed = responses[index..].iter().any(|later| {
+                    self.contents(later).iter().any(
+                        |content| matches!(content, Content::Assignment(name, _) if *name == cluster.name),
+                    )
+                });
+                assert!(followed, "{} is sent without its endpoints", cluster.name);
+            }
+        }
+    }
+}
+
+/// Returns what of a resource names clusters, with each cluster that it names.
+fn users(content: Content) -> Vec<(String, String)> {
+    let of = |user: String, clusters: BTreeSet<String>| {
+        clusters.into_iter().map(move |cluster| (user.clone(), cluster)).collect::<Vec<_>>()
+    };
+    match content {
+        Content::Listener(listener) => of(format!("{listener:?}"), listener.clusters),
+        Content::Route(route) => {
+            route.hosts.into_iter().flat_map(|host| of(format!("{host:?}"), host.clusters)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn options() -> Options {
+    Options { drain_time: Duration::from_millis(DRAIN), ..Options::STANDARD }
+}
