@@ -126,11 +126,13 @@ async fn a_delta_client_is_served_and_followed() {
     let second = responses.message().await.unwrap().unwrap();
     assert_eq!(second.resources.len(), 1);
     assert_eq!(second.resources[0].name, "b");
+    requests.send(ack(second.nonce)).await.unwrap();
+    let second = responses.message().await.unwrap().unwrap();
     assert_eq!(second.removed_resources, ["a"]);
     requests.send(ack(second.nonce.clone())).await.unwrap();
 
     let mut acks = 0;
-    while acks < 2 {
+    while acks < 3 {
         // The driver reports before it reads on, so this never waits for long.
         match running.events.try_recv() {
             Ok(Event::Acked { kind: ResourceType::Cluster, .. }) => acks += 1,
