@@ -92,6 +92,24 @@ metadata: {{name: greeter, namespace: grpc-demo}}
 spec:
   hosts: [{SERVICE}]
   http:
+  # Not for these calls, but a client that took offence at any of it would take no more routes.
+  - match:
+    - uri: {{prefix: /demo.}}
+      method: {{exact: POST}}
+      headers: {{x-user: {{regex: 'a.+'}}, x-kind: {{prefix: b}}}}
+      withoutHeaders: {{x-none: {{exact: c}}}}
+    fault: {{abort: {{grpcStatus: UNAVAILABLE, percentage: {{value: 100}}}}}}
+    timeout: 3s
+    retries: {{attempts: 2, retryOn: 'unavailable,5xx', backoff: 30ms}}
+    corsPolicy: {{allowOrigins: [{{exact: 'https://example.org'}}]}}
+    rewrite: {{uri: /other}}
+    headers: {{request: {{set: {{x-by: weft}}}}}}
+    mirror: {{host: {SERVICE}, subset: v1}}
+    route: [{{destination: {{host: {SERVICE}, subset: v1}}}}]
+  - match: [{{queryParams: {{q: {{exact: d}}}}}}]
+    redirect: {{uri: /elsewhere}}
+  - match: [{{headers: {{x-answer: {{exact: e}}}}}}]
+    directResponse: {{status: 503}}
   - route:
     - {{destination: {{host: {SERVICE}, subset: v1}}, weight: {v1}}}
     - {{destination: {{host: {SERVICE}, subset: v2}}, weight: {v2}}}
