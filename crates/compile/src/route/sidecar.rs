@@ -137,6 +137,17 @@ impl<'m, 'a> Builder<'m, 'a> {
         (!ports.is_empty()).then_some(Listed { row, ports })
     }
 
+    /// Returns whether a VirtualService may be about what is wanted. For a single service most are not, and there may
+    /// be as many single services as VirtualServices.
+    fn may_concern(&self, row: &VirtualServiceRow) -> bool {
+        match self.wanted {
+            Wanted::Service(wanted, _) => {
+                row.hosts.iter().any(|host| host.as_str() == wanted || host.is_wildcard())
+            }
+            _ => true,
+        }
+    }
+
     /// Returns the routes of every VirtualService that applies, in order of precedence, then those of the services
     /// that none is about.
     fn groups<'l>(
@@ -150,6 +161,7 @@ impl<'m, 'a> Builder<'m, 'a> {
             .iter()
             .filter_map(|key| self.mesh().virtual_service_row(key))
             .map(AsRef::as_ref)
+            .filter(|row| self.may_concern(row))
             .collect();
         let winners = most_specific(&rows, listed);
         let mut covered = vec![false; listed.len()];
