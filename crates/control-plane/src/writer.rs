@@ -14,26 +14,26 @@ use tracing::{info, warn};
 
 /// What others may know of the writer.
 #[derive(Clone, Debug, Default)]
-pub struct WriterState {
+pub(crate) struct WriterState {
     /// The sources that have not told their whole state yet.
-    pub waiting_for: BTreeSet<&'static str>,
+    pub(crate) waiting_for: BTreeSet<&'static str>,
     /// The newest view that was published.
-    pub view: Arc<MeshView>,
+    pub(crate) view: Arc<MeshView>,
     /// How many objects there are.
-    pub objects: usize,
+    pub(crate) objects: usize,
     /// How many of them are not used, or not in their newest form.
-    pub rejected: usize,
+    pub(crate) rejected: usize,
 }
 
 impl WriterState {
     /// Returns whether proxies can be served.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.waiting_for.is_empty()
     }
 }
 
 /// Takes in changes until there are no more sources. `sources` are those that must be synced first.
-pub async fn write(
+pub(crate) async fn write(
     settings: Settings,
     sources: &[&'static str],
     mut changes: mpsc::Receiver<Change>,

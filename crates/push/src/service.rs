@@ -63,7 +63,7 @@ impl Drop for Connected {
 
 enum Command {
     View(Arc<MeshView>, ChangeSet),
-    Connect(Box<Proxy>, mpsc::SyncSender<Connected>, mpsc::Sender<Command>),
+    Connect(Box<Proxy>, mpsc::SyncSender<Connected>, mpsc::Sender<Self>),
     Disconnect(SessionId),
 }
 

@@ -39,7 +39,24 @@ pub(super) fn comparisons() -> anyhow::Result<Vec<(&'static str, Comparison)>> {
         println!("\nskipped: comparisons with the reference material, which is not at {}", shared.display());
         return Ok(Vec::new());
     }
-    Ok(vec![("crd parity", Box::new(move || crd_parity(&shared)))])
+    let (xds, simulation) = (shared.clone(), shared.clone());
+    Ok(vec![
+        ("crd parity", Box::new(move || crd_parity(&shared))),
+        ("conformance xds", Box::new(move || conformance("xds", &xds))),
+        ("conformance simulation", Box::new(move || conformance("simulation", &simulation))),
+    ])
+}
+
+/// Runs a corpus by itself: what is in its checked-in list must pass.
+fn conformance(corpus: &str, shared: &Path) -> Tests {
+    let this = match env::current_exe() {
+        Ok(this) => this,
+        Err(error) => return Tests::broken(&error.into()),
+    };
+    let mut run = process::command(this);
+    run.current_dir(workspace::root()).args(["conformance", corpus]);
+    run.arg(shared.join("conformance").join(corpus)).arg("--ratchet");
+    one(&mut run)
 }
 
 fn crd_parity(shared: &Path) -> Tests {
