@@ -95,13 +95,15 @@ impl Session {
         };
         let nonce = |seq| if seq == 0 { String::new() } else { self.nonce(seq) };
         let snapshot = self.snapshot.of(kind);
-        let quarantined =
-            channel.quarantine.keys().filter_map(|name| snapshot.get(name)).filter_map(|resource| {
-                channel.is_quarantined(resource.name(), resource.version()).then(|| Quarantined {
-                    name: resource.name().clone(),
-                    version: resource.version().clone(),
-                })
-            });
+        let rejected = channel
+            .quarantine
+            .keys()
+            .filter_map(|name| snapshot.get(name))
+            .filter(|resource| channel.is_quarantined(resource.name(), resource.version()));
+        let quarantined = rejected.map(|resource| Quarantined {
+            name: resource.name().clone(),
+            version: resource.version().clone(),
+        });
         ChannelStatus {
             kind,
             state,

@@ -15,7 +15,7 @@ impl Session {
         let was_wildcard = self.channel(kind).wildcard;
         let (added, removed) = match names {
             Names::All(names) => self.replace(kind, names),
-            Names::Change { subscribe, unsubscribe } => self.change(kind, first, subscribe, unsubscribe),
+            Names::Change { subscribe, unsubscribe } => self.change(kind, first, subscribe, &unsubscribe),
         };
         self.subscribe(kind, was_wildcard, &added, &removed);
         if first {
@@ -54,7 +54,7 @@ impl Session {
         kind: ResourceType,
         first: bool,
         subscribe: Vec<String>,
-        unsubscribe: Vec<String>,
+        unsubscribe: &[String],
     ) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
         let legacy = matches!(kind, ResourceType::Cluster | ResourceType::Listener);
         let channel = self.channel_mut(kind);
