@@ -76,6 +76,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+/// Runs the corpus in `dir` and fails if a case of the checked-in list does.
+pub(crate) fn ratchet(corpus: &str, dir: &Path) -> anyhow::Result<()> {
+    let weftctl = build_weftctl()?;
+    let outcome = match corpus {
+        "xds" => xds(&weftctl, dir, &workspace::root().join("target/conformance/xds"))?,
+        _ => simulation(&weftctl, dir)?,
+    };
+    judge(corpus, &outcome, &Ratchet { ratchet: true, update: false })
+}
+
 /// Whether each case passes.
 type Outcome = BTreeMap<String, bool>;
 
