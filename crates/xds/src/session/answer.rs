@@ -46,7 +46,7 @@ impl Session {
             for listener in doubtful {
                 let newest = self.channel(kind).acked.get(listener.name()).cloned();
                 if newest.as_ref().is_none_or(|newest| newest.version() != listener.version()) {
-                    self.replaced(listener, newest.as_ref());
+                    self.replaced(listener);
                 }
             }
         }
@@ -91,7 +91,7 @@ impl Session {
         if let Some(old) = old
             && change.is_none_or(|new| new.version() != old.version())
         {
-            self.replaced(old, change);
+            self.replaced(old);
         }
     }
 
@@ -123,7 +123,7 @@ impl Session {
             if let Some(old) = channel.acked.remove(name)
                 && kind == ResourceType::Listener
             {
-                self.replaced(old, None);
+                self.replaced(old);
             }
         }
         let newest = self.seq;
@@ -145,6 +145,11 @@ impl Session {
                 || earlier.iter().any(|earlier| channel.is_quarantined(&name, earlier.version()));
             if is_blamed && earlier.is_empty() && !explained {
                 channel.quarantine(&resource, newest);
+                let other_form =
+                    |known: &Arc<Resource>| *known.name() == name && known.version() != resource.version();
+                if !channel.doubtful.iter().any(other_form) {
+                    channel.perhaps.remove(&name);
+                }
                 culprits.push(resource);
                 continue;
             }

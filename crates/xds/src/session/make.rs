@@ -12,7 +12,7 @@ impl Session {
         let kind = ResourceType::Cluster;
         let channel = self.channel(kind);
         let due = channel.answer_due || !channel.dirty.is_empty() || !channel.owed.is_empty();
-        if !due || channel.blocked(now, self.options.answer_timeout) || self.set_incomplete(kind) {
+        if !due || self.waits_for_answer(kind, now) || self.set_incomplete(kind) {
             return;
         }
         let (mut changes, mut removals) = (Changes::new(), Changes::new());
@@ -33,7 +33,7 @@ impl Session {
                 _ => settled.push(name),
             }
         }
-        let mut changes = self.isolate(kind, changes);
+        let mut changes = self.isolate(kind, changes, now);
         self.settle_names(kind, settled);
         // A delta client that rejects a response removes what it says, but goes on to claim that it has it. So
         // removals travel in a response of their own, which nobody rejects.
@@ -99,7 +99,7 @@ impl Session {
                 _ => settled.push(name),
             }
         }
-        let changes = if blocked { changes } else { self.isolate(kind, changes) };
+        let changes = self.isolate(kind, changes, now);
         self.settle_names(kind, settled);
         self.send_changes(kind, changes, now);
     }
@@ -126,6 +126,14 @@ impl Session {
                 channel.owed.remove(&name);
             }
         }
+    }
+
+    /// Whether changes of clusters or listeners wait for an answer. New subscriptions of clients that ask by name do not.
+    pub(super) fn waits_for_answer(&self, kind: ResourceType, now: Instant) -> bool {
+        let channel = self.channel(kind);
+        let owed = channel.owed.iter().any(|name| !channel.suspects.contains(name));
+        let asked = !self.gated() && (channel.answer_due || owed);
+        channel.blocked(now, self.options.answer_timeout) && !asked
     }
 
     /// Whether the client has to be told that there is nothing under a name it asked for. Clients that get all

@@ -30,6 +30,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use warmth::{Released, Warmth};
 
+/// A client that comes with clusters and does not ask for listeners for so long has none that could use them.
+const LISTENERS_EXPECTED: Duration = Duration::from_secs(600);
+
 /// The two forms of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -299,6 +302,7 @@ impl Session {
         if !self.channel(ResourceType::Cluster).dirty.is_empty() {
             deadlines.extend(self.draining.iter().filter_map(|draining| draining.until));
             if self.reconnected {
+                deadlines.push(self.started + LISTENERS_EXPECTED);
                 deadlines.extend(self.listeners_warm_since.map(|since| since + self.options.drain_time));
             }
         }
@@ -338,7 +342,9 @@ impl Session {
         let now = self.now;
         self.expire(now);
         self.resolve_claims();
-        if self.reconnected && self.listeners_warm_since.is_none() && self.listeners_warm() {
+        let listeners_known = self.initialised || now >= self.started + LISTENERS_EXPECTED;
+        if self.reconnected && listeners_known && self.listeners_warm_since.is_none() && self.listeners_warm()
+        {
             self.listeners_warm_since = Some(now);
         }
         self.push_clusters(now);
@@ -452,9 +458,15 @@ impl Session {
 
     /// While the culprit of a rejection is searched, lets only one suspect through. A SotW response that holds
     /// everything takes back what was sent and not acknowledged: another suspect may be among it.
-    fn isolate(&mut self, kind: ResourceType, changes: Changes) -> Changes {
+    fn isolate(&mut self, kind: ResourceType, mut changes: Changes, now: Instant) -> Changes {
         let complete = self.complete(kind);
+        let timeout = self.options.answer_timeout;
         let channel = self.channel_mut(kind);
+        if channel.blocked(now, timeout) {
+            // Subscriptions are answered meanwhile, but to learn about a suspect takes an answer.
+            changes.retain(|name, _| !channel.suspects.contains(name));
+            return changes;
+        }
         let Some((suspect, change)) = channel.suspects.iter().find_map(|name| changes.get_key_value(name))
         else {
             return changes;

@@ -23,7 +23,7 @@ impl Session {
             || !channel.dirty.is_empty()
             || !channel.owed.is_empty()
             || !channel.removed_again.is_empty();
-        if !due || channel.blocked(now, self.options.answer_timeout) || self.set_incomplete(kind) {
+        if !due || self.waits_for_answer(kind, now) || self.set_incomplete(kind) {
             return;
         }
         let (mut changes, mut removals) = (Changes::new(), Changes::new());
@@ -47,7 +47,7 @@ impl Session {
             changes.retain(|name, _| channel.has(name));
             removals.clear();
         }
-        let mut changes = self.isolate(kind, changes);
+        let mut changes = self.isolate(kind, changes, now);
         changes.append(&mut removals);
         let again = std::mem::take(&mut self.channel_mut(kind).removed_again);
         for name in again {
@@ -124,7 +124,7 @@ impl Session {
                 _ => settled.push(name),
             }
         }
-        let changes = if blocked { changes } else { self.isolate(kind, changes) };
+        let changes = self.isolate(kind, changes, now);
         self.settle_names(kind, settled);
         let unfinished: Vec<Arc<str>> =
             changes.keys().filter(|name| partial.contains(*name)).cloned().collect();
@@ -191,13 +191,12 @@ impl Session {
         self.channel(ResourceType::Listener).acked.values().all(|listener| self.listener_warm(listener))
     }
 
-    /// Notes that an acknowledged listener takes the place of `old`, which serves on until the new one has warmed and
-    /// the connections of the old one are drained.
-    pub(super) fn replaced(&mut self, old: Arc<Resource>, new: Option<&Arc<Resource>>) {
-        if new.is_some_and(|new| old.needs().clusters.is_subset(&new.needs().clusters)) {
-            return;
+    /// Notes that a listener was removed or another took its place. It serves on until that one has warmed, and then
+    /// drains.
+    pub(super) fn replaced(&mut self, old: Arc<Resource>) {
+        if !old.needs().clusters.is_empty() {
+            self.draining.push(Draining { listener: old, until: None });
         }
-        self.draining.push(Draining { listener: old, until: None });
     }
 
     /// Starts the drain time of listeners whose successor has all that it needs, and forgets those that are gone.

@@ -1,7 +1,7 @@
 //! A session and a client, with messages between them that arrive in order but whenever the test says so.
 
 use super::envoy::{Character, Envoy};
-use super::world::{Content, read, successor};
+use super::world::{Content, Quality, read, successor};
 use prost::Message;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
 use proto::resource::{ResourceType, Snapshot};
@@ -32,6 +32,8 @@ pub struct Wire {
     start: Instant,
     now: Instant,
     streams: u64,
+    /// The clusters that the client has once it has read everything.
+    held: BTreeSet<String>,
     /// What the server knows to be subscribed to.
     assignments: BTreeSet<String>,
 }
@@ -56,6 +58,7 @@ impl Wire {
             start,
             now: start,
             streams: 1,
+            held: BTreeSet::new(),
             assignments: BTreeSet::new(),
         };
         wire.note_snapshot();
@@ -75,6 +78,7 @@ impl Wire {
         self.streams += 1;
         self.responses.clear();
         self.assignments.clear();
+        self.held = self.client.clusters.keys().cloned().collect();
         self.session = Session::new(
             self.client.character.protocol,
             options(),
@@ -213,6 +217,7 @@ impl Wire {
                 );
             }
         }
+        self.note_held(&responses);
         self.note_dangling(&responses);
         self.check_endpoints(&responses);
         self.responses.extend(responses);
@@ -233,6 +238,28 @@ impl Wire {
         }
     }
 
+    fn note_held(&mut self, responses: &[Response]) {
+        for response in responses.iter().filter(|response| response.kind == ResourceType::Cluster) {
+            match self.client.character.protocol {
+                Protocol::Sotw => self.held.clear(),
+                Protocol::Delta => {
+                    let message = response.frame.message();
+                    let response = DeltaDiscoveryResponse::decode(message).expect("a valid response");
+                    for name in &response.removed_resources {
+                        self.held.remove(name);
+                    }
+                }
+            }
+            for content in self.contents(response) {
+                if let Content::Cluster(cluster) = content
+                    && cluster.quality == Quality::Good
+                {
+                    self.held.insert(cluster.name);
+                }
+            }
+        }
+    }
+
     /// A destination that does not exist anywhere is sent as it is, and so is one that the client rejected.
     fn note_dangling(&mut self, responses: &[Response]) {
         let status = self.session.status();
@@ -240,7 +267,7 @@ impl Wire {
         let exists = |name: &str| {
             (self.snapshot.clusters.contains_key(name)
                 && !clusters.quarantined.iter().any(|quarantined| *quarantined.name == *name))
-                || clusters.acked.contains_key(name)
+                || self.held.contains(name)
         };
         let mut dangling: Vec<(String, String)> =
             responses.iter().flat_map(|response| self.contents(response)).flat_map(users).collect();
