@@ -3,7 +3,7 @@
 //! ```text
 //! 4 whole   control-plane · weftctl
 //! 3 edge    controllers · source-dir
-//! 2 state   index · xds · push
+//! 2 state   index · serve · xds · push
 //! 1 pure    translate · compile · explain
 //! 0 words   model · k8s-api · proto
 //! ```
@@ -47,7 +47,8 @@ const TABLE: &[Row] = &[
     row("weft-compile", Layer::Pure, &["weft-model", "weft-proto"], &["weft-k8s-api", "weft-translate"]),
     row("weft-explain", Layer::Pure, &["weft-model", "weft-proto"], &[]),
     row("weft-index", Layer::State, &["weft-model", "weft-k8s-api", "weft-translate"], &[]),
-    row("weft-xds", Layer::State, &["weft-proto"], &[]),
+    row("weft-serve", Layer::State, &[], &[]),
+    row("weft-xds", Layer::State, &["weft-proto", "weft-serve"], &[]),
     row("weft-push", Layer::State, &["weft-model", "weft-proto", "weft-compile", "weft-xds"], &[]),
     row(
         "weft-controllers",
@@ -131,8 +132,9 @@ mod tests {
         for row in TABLE.iter().filter(|row| row.layer != Layer::Development) {
             for used in row.uses.iter().filter(|used| **used != BELOW_WHOLE) {
                 let below = find(used).unwrap();
-                // push and xds share layer 2, and index feeds neither.
-                let same_layer_by_design = row.package == "weft-push" && *used == "weft-xds";
+                // Within layer 2, push feeds xds, which is served by serve; index knows none of them.
+                let same_layer_by_design =
+                    [("weft-push", "weft-xds"), ("weft-xds", "weft-serve")].contains(&(row.package, *used));
                 assert!(
                     (below.layer as u8) < row.layer as u8 || same_layer_by_design,
                     "{} -> {used}",

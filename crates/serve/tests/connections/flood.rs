@@ -1,0 +1,85 @@
+//! Ten thousand strangers on real sockets, while somebody known is served.
+
+use crate::rig::{Client, tls_configs};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use rustls::pki_types::ServerName;
+use serve::{Config, Limits, Metrics, Peer, Transport};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+
+/// The resident memory of this process, in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn ten_thousand_strangers_delay_nobody_and_take_little_memory() {
+    let (server, client) = tls_configs();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = tower::service_fn(|request: http::Request<Incoming>| async move {
+        request.extensions().get::<Peer>().unwrap().settle(Some("known"));
+        Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from_static(b"served"))))
+    });
+    let metrics = Metrics::default();
+    let config = Config::standard("test", Limits::standard(5000));
+    let transport = Transport::Tls(Arc::new(ArcSwap::from_pointee(server)));
+    let (registered, never) = (metrics.clone(), std::future::pending());
+    let serving =
+        tokio::spawn(
+            async move { serve::serve(listener, transport, service, config, &registered, never).await },
+        );
+
+    let connector = TlsConnector::from(Arc::new(client));
+    let connect = || async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        connector.connect(ServerName::try_from("server.test").unwrap(), stream).await.unwrap()
+    };
+    let mut known = Client::new(connect().await).await;
+    assert_eq!(known.text("/").await, "served");
+
+    let before = resident();
+    let mut strangers = Vec::new();
+    let mut slowest = Duration::ZERO;
+    for batch in 0..100 {
+        for stranger in 0..100 {
+            strangers.push(connect_as_stranger(address, stranger).await);
+        }
+        let asked = Instant::now();
+        assert_eq!(known.text("/").await, "served");
+        slowest = slowest.max(asked.elapsed());
+        if batch % 20 == 0 {
+            let mut newcomer = Client::new(connect().await).await;
+            assert_eq!(newcomer.text("/").await, "served", "newcomers are let in during the flood");
+        }
+        // Half of the sockets are ours: what the server has closed is not needed to make more.
+        strangers.drain(..strangers.len().saturating_sub(5000));
+    }
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 10, "memory grew by {grown} KiB");
+    assert!(slowest < Duration::from_secs(2), "a request took {slowest:?}");
+    serving.abort();
+}
+
+/// Opens a connection and goes as far as `kind` says: TCP only, the beginning of a handshake, or nonsense.
+async fn connect_as_stranger(address: SocketAddr, kind: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let bytes: &[u8] = match kind % 3 {
+        0 => b"",
+        1 => &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01],
+        _ => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    };
+    // It may have been closed already.
+    let _ = stream.write_all(bytes).await;
+    stream
+}

@@ -1,0 +1,6 @@
+//! Listeners and their clients, over pipes in memory and with a clock that stands still.
+
+mod flood;
+mod limits;
+mod rig;
+mod time;
