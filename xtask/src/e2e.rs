@@ -1,6 +1,7 @@
 //! `cargo xtask demo` and `cargo xtask hitless`: programs of the package `weft-e2e`.
 //!
-//! They are built when they are asked for, so that the chores themselves stay quick to build.
+//! They are built when they are asked for, so that the chores themselves stay quick to build, and so is the Envoy that
+//! they run.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,7 +9,9 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, bail};
 
-use crate::{tidy, workspace};
+use toolbox::Tool;
+
+use crate::{tidy, tools, workspace};
 
 /// What the program takes; its own `--help` explains it.
 #[derive(clap::Args)]
@@ -19,8 +22,10 @@ pub(crate) struct Args {
     flags: Vec<OsString>,
 }
 
-/// Builds the program with weftd and runs it in our place: it is interrupted as we are, and its exit status is ours.
+/// Installs Envoy if it is missing, builds the program with weftd, and runs it in our place: it is interrupted as we are,
+/// and its exit status is ours.
 pub(crate) fn run(program: &str, args: &Args) -> anyhow::Result<()> {
+    tools::install(&[Tool::Python, Tool::Envoy])?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut build = Command::new(cargo);
     // Of the whole workspace, so that dependencies are those of every other build.
