@@ -3,6 +3,7 @@
 use crate::audience::{InboundAudience, InboundMtls, IpFamilies, OutboundAudience, ServiceTarget, Switches};
 use crate::scope::{Scope, ScopeKey, scope};
 use model::destination_rule::{DestinationRule, PortPolicy, Subset, TrafficPolicy};
+use model::gateway::{ServerTls, ServerTlsMode, TlsVersion};
 use model::proxy::{Interception, ProxyRole};
 use model::service::{Address, Health, Registry, Resolution, TargetPort, TrafficDistribution, Vip};
 use model::{
@@ -110,6 +111,30 @@ pub(crate) fn policy(base: PortPolicy) -> TrafficPolicy {
 /// The subset whose endpoints have the label `version`.
 pub(crate) fn subset(version: &str, policy: Option<TrafficPolicy>) -> Subset {
     Subset { name: version.into(), labels: [("version", version)].into_iter().collect(), policy }
+}
+
+/// The TLS settings of a server that names neither certificates nor anything else.
+pub(crate) fn server_tls(mode: ServerTlsMode) -> ServerTls {
+    ServerTls {
+        https_redirect: false,
+        mode,
+        server_certificate: None,
+        private_key: None,
+        ca_certificates: None,
+        ca_crl: None,
+        credential_name: None,
+        credential_names: Vec::new(),
+        tls_certificates: Vec::new(),
+        ca_cert_credential_name: None,
+        subject_alt_names: Vec::new(),
+        verify_certificate_spki: Vec::new(),
+        verify_certificate_hash: Vec::new(),
+        min_version: TlsVersion::Auto,
+        max_version: TlsVersion::Auto,
+        cipher_suites: Vec::new(),
+        ecdh_curves: Vec::new(),
+        insecure_skip_verify: false,
+    }
 }
 
 /// A PeerAuthentication for a whole namespace.

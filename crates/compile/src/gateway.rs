@@ -193,6 +193,7 @@ fn claimed_name(server: &Server, host: &ServerHost) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::server_tls;
     use model::gateway::ServerTls;
     use model::{Hostname, Kind, Labels, MeshView, MeshViewBuilder, Meta, Namespace};
 
@@ -236,22 +237,7 @@ mod tests {
                 "passthrough" | "redirect" => ServerTlsMode::Passthrough,
                 _ => ServerTlsMode::Simple,
             },
-            server_certificate: None,
-            private_key: None,
-            ca_certificates: None,
-            ca_crl: None,
-            credential_name: None,
-            credential_names: Vec::new(),
-            tls_certificates: Vec::new(),
-            ca_cert_credential_name: None,
-            subject_alt_names: Vec::new(),
-            verify_certificate_spki: Vec::new(),
-            verify_certificate_hash: Vec::new(),
-            min_version: Default::default(),
-            max_version: Default::default(),
-            cipher_suites: Vec::new(),
-            ecdh_curves: Vec::new(),
-            insecure_skip_verify: false,
+            ..server_tls(ServerTlsMode::Simple)
         }
     }
 

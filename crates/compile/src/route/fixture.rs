@@ -1,6 +1,7 @@
 //! Meshes for the tests of routes, and routes as lines of text.
 
 use crate::audience::{GatewayAudience, IpFamilies, OutboundAudience};
+use crate::fixtures;
 use crate::scope::{self, Scope, ScopeKey};
 use crate::select;
 use model::destination_rule::{
@@ -289,22 +290,7 @@ fn server_tls(mode: &str) -> ServerTls {
     ServerTls {
         https_redirect: mode == "redirect",
         mode: if mode == "redirect" { ServerTlsMode::Passthrough } else { ServerTlsMode::Simple },
-        server_certificate: None,
-        private_key: None,
-        ca_certificates: None,
-        ca_crl: None,
-        credential_name: None,
-        credential_names: Vec::new(),
-        tls_certificates: Vec::new(),
-        ca_cert_credential_name: None,
-        subject_alt_names: Vec::new(),
-        verify_certificate_spki: Vec::new(),
-        verify_certificate_hash: Vec::new(),
-        min_version: Default::default(),
-        max_version: Default::default(),
-        cipher_suites: Vec::new(),
-        ecdh_curves: Vec::new(),
-        insecure_skip_verify: false,
+        ..fixtures::server_tls(ServerTlsMode::Simple)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Each row is a server's TLS and what its context must say at some place of its JSON form.
 
 use super::*;
-use crate::fixtures::expect;
+use crate::fixtures::{self, expect};
 use model::gateway::FilePair;
 use prost::Message;
 use serde_json::{Value, json};
@@ -20,26 +20,7 @@ fn json_of(context: &DownstreamTlsContext) -> Value {
 }
 
 fn server_tls(mode: ServerTlsMode, change: impl FnOnce(&mut ServerTls)) -> ServerTls {
-    let mut tls = ServerTls {
-        https_redirect: false,
-        mode,
-        server_certificate: None,
-        private_key: None,
-        ca_certificates: None,
-        ca_crl: None,
-        credential_name: None,
-        credential_names: Vec::new(),
-        tls_certificates: Vec::new(),
-        ca_cert_credential_name: None,
-        subject_alt_names: Vec::new(),
-        verify_certificate_spki: Vec::new(),
-        verify_certificate_hash: Vec::new(),
-        min_version: TlsVersion::Auto,
-        max_version: TlsVersion::Auto,
-        cipher_suites: Vec::new(),
-        ecdh_curves: Vec::new(),
-        insecure_skip_verify: false,
-    };
+    let mut tls = fixtures::server_tls(mode);
     change(&mut tls);
     tls
 }

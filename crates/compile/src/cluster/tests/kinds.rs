@@ -3,8 +3,8 @@
 use super::super::{fixed, gateway};
 use super::*;
 use crate::audience::{GatewayAudience, IpFamilies};
-use crate::fixtures::{external, meta, port, router, sidecar, subset};
-use model::gateway::{Gateway, Server, ServerTls, ServerTlsMode, TlsVersion};
+use crate::fixtures::{external, meta, port, router, server_tls, sidecar, subset};
+use model::gateway::{Gateway, Server, ServerTlsMode};
 use model::proxy::ProxyRole;
 use model::service::{Address, Resolution, TargetPort};
 use model::{Endpoint, Kind, Labels, ServicePort};
@@ -130,26 +130,7 @@ fn libraries_get_what_they_know() {
 
 #[test]
 fn gateways_that_pass_tls_through_have_a_cluster_for_each_server_name() {
-    let tls = ServerTls {
-        https_redirect: false,
-        mode: ServerTlsMode::AutoPassthrough,
-        server_certificate: None,
-        private_key: None,
-        ca_certificates: None,
-        ca_crl: None,
-        credential_name: None,
-        credential_names: Vec::new(),
-        tls_certificates: Vec::new(),
-        ca_cert_credential_name: None,
-        subject_alt_names: Vec::new(),
-        verify_certificate_spki: Vec::new(),
-        verify_certificate_hash: Vec::new(),
-        min_version: TlsVersion::Auto,
-        max_version: TlsVersion::Auto,
-        cipher_suites: Vec::new(),
-        ecdh_curves: Vec::new(),
-        insecure_skip_verify: false,
-    };
+    let tls = server_tls(ServerTlsMode::AutoPassthrough);
     let server = Server {
         index: 0,
         name: None,

@@ -1,36 +1,11 @@
 use super::*;
 use crate::audience::{GatewayAudience, OutboundAudience};
-use crate::fixtures::{World, external, router, rule, scope_of, service, subset};
+use crate::fixtures::{World, external, router, rule, scope_of, server_tls, service, subset};
 use crate::listener::gateway;
-use model::gateway::{
-    FilePair, Gateway, HostNamespace, Server, ServerHost, ServerTls, ServerTlsMode, TlsVersion,
-};
+use model::gateway::{Gateway, HostNamespace, Server, ServerHost, ServerTls, ServerTlsMode};
 use model::service::Resolution;
 use model::{Mesh, ObjectKey, Protocol};
 use std::collections::BTreeMap;
-
-pub(super) fn tls(mode: ServerTlsMode) -> ServerTls {
-    ServerTls {
-        https_redirect: false,
-        mode,
-        server_certificate: None,
-        private_key: None,
-        ca_certificates: None,
-        ca_crl: None,
-        credential_name: None,
-        credential_names: Vec::new(),
-        tls_certificates: Vec::<FilePair>::new(),
-        ca_cert_credential_name: None,
-        subject_alt_names: Vec::new(),
-        verify_certificate_spki: Vec::new(),
-        verify_certificate_hash: Vec::new(),
-        min_version: TlsVersion::Auto,
-        max_version: TlsVersion::Auto,
-        cipher_suites: Vec::new(),
-        ecdh_curves: Vec::new(),
-        insecure_skip_verify: false,
-    }
-}
 
 fn server(port: u16, protocol: Protocol, hosts: &[&str], tls: Option<ServerTls>) -> Server {
     let host = |host: &&str| match host.split_once('/') {
@@ -52,7 +27,7 @@ fn server(port: u16, protocol: Protocol, hosts: &[&str], tls: Option<ServerTls>)
 }
 
 fn with_certificate(mode: ServerTlsMode) -> Option<ServerTls> {
-    Some(ServerTls { credential_name: Some("cert".into()), ..tls(mode) })
+    Some(ServerTls { credential_name: Some("cert".into()), ..server_tls(mode) })
 }
 
 struct Edge {
@@ -161,8 +136,12 @@ fn plain_http_may_come_after_tls() {
 
 #[test]
 fn a_server_that_needs_the_workloads_certificate_waits_for_an_identity() {
-    let mut edge =
-        Edge::new(vec![server(443, Protocol::Https, &["a.com"], Some(tls(ServerTlsMode::IstioMutual)))]);
+    let mut edge = Edge::new(vec![server(
+        443,
+        Protocol::Https,
+        &["a.com"],
+        Some(server_tls(ServerTlsMode::IstioMutual)),
+    )]);
     assert_eq!(edge.listeners().len(), 1);
     assert!(edge.listeners()[0].needs().secrets.is_empty());
     edge.audience.has_identity = false;
@@ -214,7 +193,7 @@ fn a_destination_without_a_port_takes_the_services_only_one() {
 
 #[test]
 fn passed_on_tls_is_routed_by_server_name() {
-    let pass = || Some(tls(ServerTlsMode::Passthrough));
+    let pass = || Some(server_tls(ServerTlsMode::Passthrough));
     let edge =
         Edge::new(vec![server(443, Protocol::Tls, &["*.a.com", "app/b.com", "elsewhere/c.com"], pass())])
             .rule(virtual_service("1", &["one.a.com", "b.com"]), |vs| {
@@ -244,7 +223,7 @@ fn passed_on_tls_is_routed_by_server_name() {
 
 #[test]
 fn east_west_gateways_lead_to_every_port_and_subset() {
-    let auto = Some(tls(ServerTlsMode::AutoPassthrough));
+    let auto = Some(server_tls(ServerTlsMode::AutoPassthrough));
     let mut of_web = rule("app", "web", "web.app.svc.cluster.local");
     of_web.subsets = vec![subset("v1", None)];
     let ports = [(80, Protocol::Http), (53, Protocol::Udp)];

@@ -227,7 +227,7 @@ fn a_sidecars_own_tls_needs_mutual_tls_to_be_off() {
     let mut listener = ingress(9443, Protocol::Https, None, CaptureMode::Default);
     listener.tls = Some(ServerTls {
         credential_name: Some("cert".into()),
-        ..super::gateway::tls(ServerTlsMode::Simple)
+        ..crate::fixtures::server_tls(ServerTlsMode::Simple)
     });
     let (world, mut audience) = with_ingress(vec![listener]);
     assert_eq!(chains(&world, &audience, 9443), ["tls > tls http inbound|9443||"]);
