@@ -12,7 +12,6 @@ use push::Push;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -151,17 +150,18 @@ async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({flag})"))
 }
 
+/// Returns at the first SIGTERM or SIGINT. The second one ends the process at once.
 async fn told_to_stop() -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     tokio::select! {
         _ = terminate.recv() => {}
-        result = tokio::signal::ctrl_c() => result.context("cannot wait for SIGINT")?,
+        _ = interrupt.recv() => {}
     }
-    // A second signal ends the process at once.
-    tokio::spawn(async {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        if tokio::signal::ctrl_c().await.is_ok() {
-            std::process::exit(130);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => std::process::exit(143),
+            _ = interrupt.recv() => std::process::exit(130),
         }
     });
     Ok(())
