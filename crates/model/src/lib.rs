@@ -11,6 +11,7 @@
 pub mod destination_rule;
 pub mod gateway;
 pub mod host;
+pub mod identity;
 pub mod labels;
 pub mod mesh_config;
 pub mod meta;
@@ -28,6 +29,7 @@ pub mod workload;
 pub use destination_rule::DestinationRule;
 pub use gateway::Gateway;
 pub use host::Hostname;
+pub use identity::{SpiffeId, TrustDomain};
 pub use labels::Labels;
 pub use mesh_config::MeshConfig;
 pub use meta::{ExportTo, Kind, Meta, Namespace, ObjectKey, Origin, Rejection};
