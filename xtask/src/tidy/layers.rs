@@ -4,7 +4,7 @@
 //! 4 whole   control-plane · weftctl
 //! 3 edge    controllers · source-dir
 //! 2 state   index · serve · xds · push
-//! 1 pure    translate · compile · explain
+//! 1 pure    translate · compile · explain · ca
 //! 0 words   model · k8s-api · proto
 //! ```
 //!
@@ -46,6 +46,7 @@ const TABLE: &[Row] = &[
     row("weft-translate", Layer::Pure, &["weft-model", "weft-k8s-api"], &[]),
     row("weft-compile", Layer::Pure, &["weft-model", "weft-proto"], &["weft-k8s-api", "weft-translate"]),
     row("weft-explain", Layer::Pure, &["weft-model", "weft-proto"], &[]),
+    row("weft-ca", Layer::Pure, &["weft-model"], &[]),
     row("weft-index", Layer::State, &["weft-model", "weft-k8s-api", "weft-translate"], &[]),
     row("weft-serve", Layer::State, &[], &[]),
     row("weft-xds", Layer::State, &["weft-proto", "weft-serve"], &[]),

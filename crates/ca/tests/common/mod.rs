@@ -1,0 +1,103 @@
+//! Keys, authorities and requests for tests. The requests and intermediates are made by another implementation.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use ca::{
+    Authority, CaCertificate, Csr, IssuerMaterial, Policy, Serial, SigningKeyPair, TrustBundle, UnixTime,
+};
+use model::{SpiffeId, TrustDomain};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
+
+/// 2026-01-01
+pub(crate) const NOW: UnixTime = UnixTime::from_seconds(1_767_225_600);
+pub(crate) const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
+pub(crate) const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
+pub(crate) const YEAR: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3_600);
+
+pub(crate) fn domain() -> TrustDomain {
+    TrustDomain::parse("cluster.local").unwrap()
+}
+
+pub(crate) fn id(text: &str) -> SpiffeId {
+    text.parse().unwrap()
+}
+
+pub(crate) fn reviews() -> SpiffeId {
+    id("spiffe://cluster.local/ns/bookinfo/sa/reviews")
+}
+
+pub(crate) fn serial(number: u8) -> Serial {
+    Serial::from_random([number; 20])
+}
+
+/// A copy of a key: the type of the library cannot be cloned.
+pub(crate) fn signing(key: &KeyPair) -> SigningKeyPair {
+    SigningKeyPair::from_pem(key.serialize_pem().as_bytes()).unwrap()
+}
+
+pub(crate) fn self_signed(key: &KeyPair) -> CaCertificate {
+    ca::root::self_signed(&signing(key), &domain(), NOW, serial(1)).unwrap()
+}
+
+/// An authority whose root signs.
+pub(crate) fn authority() -> Authority {
+    authority_with(&KeyPair::generate().unwrap())
+}
+
+pub(crate) fn authority_with(key: &KeyPair) -> Authority {
+    let root = self_signed(key);
+    let bundle: TrustBundle = [root.clone()].into_iter().collect();
+    let material = IssuerMaterial::self_signed(signing(key), root, NOW).unwrap();
+    Authority::new(material, bundle, Policy::new(domain()), NOW).unwrap()
+}
+
+/// A request for `key` as agents send it.
+pub(crate) fn request(key: &KeyPair) -> Csr {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    Csr::from_pem(params.serialize_request(key).unwrap().pem().unwrap()).unwrap()
+}
+
+pub(crate) fn params(name: &str, path_len: Option<u8>) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    params.not_before = rcgen::date_time_ymd(2025, 12, 1);
+    params.not_after = rcgen::date_time_ymd(2027, 1, 1);
+    params
+}
+
+/// A certificate of an authority, made by the library, that can sign others.
+pub(crate) struct Ca {
+    pub(crate) params: CertificateParams,
+    pub(crate) key: KeyPair,
+    pub(crate) pem: String,
+}
+
+impl Ca {
+    pub(crate) fn root(name: &str) -> Self {
+        Self::root_with(params(name, None), KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn root_with(params: CertificateParams, key: KeyPair) -> Self {
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { params, key, pem }
+    }
+
+    pub(crate) fn below(&self, name: &str) -> Self {
+        self.below_with(params(name, None), KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn below_with(&self, params: CertificateParams, key: KeyPair) -> Self {
+        let issuer = rcgen::Issuer::from_params(&self.params, &self.key);
+        let pem = params.signed_by(&key, &issuer).unwrap().pem();
+        Self { params, key, pem }
+    }
+
+    pub(crate) fn certificate(&self) -> CaCertificate {
+        CaCertificate::from_der(pem::parse(&self.pem).unwrap().contents()).unwrap()
+    }
+}
