@@ -73,6 +73,13 @@ async fn serve(args: Args) -> Result<()> {
         Err(anyhow!("all sources have ended"))
     });
 
+    let engine = push.clone();
+    tasks.spawn(async move {
+        engine.ended().await;
+        // A weftd that goes on without it would look ready and change nothing any more.
+        Err(anyhow!("the push engine has ended"))
+    });
+
     let mut registry = Registry::default();
     let metrics = xds::Metrics::register(&mut registry);
     let source = EngineSource {

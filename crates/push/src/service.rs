@@ -104,6 +104,12 @@ impl Push {
     pub fn stats(&self) -> Stats {
         *self.stats.borrow()
     }
+
+    /// Waits until the engine's thread is gone. While there are handles, only a defect ends it.
+    pub async fn ended(&self) {
+        let mut stats = self.stats.clone();
+        while stats.changed().await.is_ok() {}
+    }
 }
 
 /// After this many disconnections answers that nobody needs any more are forgotten.
