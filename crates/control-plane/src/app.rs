@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 /// Runs weftd until it is told to stop.
@@ -82,16 +82,14 @@ async fn serve(args: Args) -> Result<()> {
 
     let mut registry = Registry::default();
     let metrics = xds::Metrics::register(&mut registry);
+    let connection_metrics = serve::Metrics::register(&mut registry);
     let source = EngineSource {
         push: push.clone(),
         state: state.clone(),
         domain: args.mesh.domain.clone(),
         secrets_anywhere: args.server.insecure_plaintext_secrets,
     };
-    let config = xds::Config {
-        max_connections: args.server.max_connections,
-        ..xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")))
-    };
+    let config = xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")));
     let server = xds::Server::new(Arc::new(source), config, metrics);
     let stopping = CancellationToken::new();
     let admin = AdminState::new(state, push, server.registry(), registry, stopping.clone());
@@ -99,7 +97,10 @@ async fn serve(args: Args) -> Result<()> {
     tasks.spawn(admin::serve_monitoring(monitoring, admin));
     info!(grpc = %args.server.grpc_addr, http = %args.server.http_addr, monitoring = %args.server.monitoring_addr, "weftd is up");
 
-    let streams = server.serve(grpc, stopping.clone().cancelled_owned());
+    let grace = args.server.shutdown_duration;
+    let limits = serve::Limits::standard(args.server.max_connections);
+    let plain = serve::Config { drain_grace: grace, ..serve::Config::standard("plaintext", limits) };
+    let streams = server.serve(grpc, plain, &connection_metrics, stopping.clone().cancelled_owned());
     tokio::pin!(streams);
     tokio::select! {
         result = &mut streams => return result.context("the xDS server ended"),
@@ -108,12 +109,8 @@ async fn serve(args: Args) -> Result<()> {
     }
     info!("stopping: not ready any more, ending streams");
     stopping.cancel();
-    server.end_streams();
-    let grace = args.server.shutdown_duration;
-    match tokio::time::timeout(grace, streams).await {
-        Ok(result) => result.context("the xDS server ended")?,
-        Err(_elapsed) => warn!(?grace, "streams did not end in time"),
-    }
+    // It waits for its streams, and no longer than the grace that it has.
+    streams.await.context("the xDS server ended")?;
     info!("stopped");
     Ok(())
 }

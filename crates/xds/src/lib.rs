@@ -13,5 +13,5 @@ pub mod source;
 
 pub use metrics::Metrics;
 pub use registry::Registry;
-pub use server::{Config, Server, serve};
+pub use server::{Config, Server};
 pub use source::{ConnectError, Connection, Observer, PeerInfo, SnapshotSource};

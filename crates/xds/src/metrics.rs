@@ -94,7 +94,7 @@ pub struct Metrics {
     pub grace_expirations: Family<ReasonLabel, Counter>,
     /// Clusters that keep clients from answering, now.
     pub stuck_clusters: Gauge,
-    /// Streams and connections refused, by reason.
+    /// Streams refused, by reason.
     pub refused: Family<ReasonLabel, Counter>,
 }
 
@@ -146,7 +146,7 @@ impl Metrics {
             "Clusters that keep proxies from answering",
             m.stuck_clusters,
         );
-        registry.register("weft_xds_refused", "Streams and connections refused, by reason", m.refused);
+        registry.register("weft_xds_refused", "Streams refused, by reason", m.refused);
         metrics
     }
 }

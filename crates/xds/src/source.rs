@@ -9,14 +9,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// What is known of a client besides what it says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct PeerInfo {
     /// Its address.
     pub address: Option<SocketAddr>,
-    /// The certificates that it presented, verified, the leaf first. Each is DER.
-    pub certificates: Arc<[Vec<u8>]>,
-    /// The `authorization` header of its stream.
-    pub authorization: Option<Arc<str>>,
+    /// Whether nobody else can read what is sent to it.
+    pub encrypted: bool,
+    /// What those in front of the server found out about its request: who it is, above all. A source knows what to
+    /// look for.
+    pub extensions: Arc<http::Extensions>,
 }
 
 /// Knows what each client should have.

@@ -62,6 +62,10 @@ struct Running {
 }
 
 async fn start(snapshot: Arc<Snapshot>, config: Config) -> Running {
+    start_with(snapshot, config, serve::Config::standard("test", serve::Limits::standard(100))).await
+}
+
+async fn start_with(snapshot: Arc<Snapshot>, config: Config, connections: serve::Config) -> Running {
     let (sender, events) = channel();
     let source = Arc::new(Source { snapshots: watch::Sender::new(snapshot), events: sender });
     let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
@@ -71,7 +75,8 @@ async fn start(snapshot: Arc<Snapshot>, config: Config) -> Running {
     let registry = server.registry();
     let (shutdown, ends) = oneshot::channel::<()>();
     let ended = tokio::spawn(async move {
-        server.serve(listener, async { drop(ends.await) }).await.unwrap();
+        let metrics = serve::Metrics::default();
+        server.serve(listener, connections, &metrics, async { drop(ends.await) }).await.unwrap();
     });
     Running { address, source, events, registry, shutdown, ended }
 }
@@ -178,6 +183,21 @@ async fn a_sotw_client_gets_the_whole_set() {
     let response = client.stream_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap();
     let first = response.into_inner().message().await.unwrap().unwrap();
     assert_eq!(first.resources.len(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_grown_old_ends_its_streams_with_a_word() {
+    let connections = serve::Config {
+        max_age: Some(std::time::Duration::from_millis(200)),
+        ..serve::Config::standard("test", serve::Limits::standard(100))
+    };
+    let snapshot = snapshot(vec![cluster("a", b"a".to_vec())]);
+    let running = start_with(snapshot, Config::standard("weft"), connections).await;
+    let (_requests, mut responses) = running.delta(clusters_wanted("proxy")).await.unwrap();
+    responses.message().await.unwrap().unwrap();
+    let status = responses.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "the connection is about to be closed: connect again");
 }
 
 async fn refusal(running: &Running, first: DeltaDiscoveryRequest) -> Status {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
@@ -33,8 +34,8 @@ pub(crate) enum StreamError {
     Gone,
     #[error("the server is shutting down")]
     ShuttingDown,
-    #[error("the stream has reached its age limit")]
-    Expired,
+    #[error("the connection is about to be closed: connect again")]
+    Draining,
     #[error("the source of configuration is gone")]
     NoSource,
     #[error("{0}")]
@@ -52,7 +53,7 @@ impl From<StreamError> for Status {
             StreamError::Connect(ConnectError::PermissionDenied(_)) => Self::permission_denied(message),
             StreamError::Connect(ConnectError::NotReady(_))
             | StreamError::ShuttingDown
-            | StreamError::Expired
+            | StreamError::Draining
             | StreamError::NoSource => Self::unavailable(message),
             StreamError::Silent(_) | StreamError::Blocked(_) => Self::deadline_exceeded(message),
             StreamError::Gone => Self::cancelled(message),
@@ -65,14 +66,18 @@ impl From<StreamError> for Status {
 pub(crate) async fn run<M: Message>(
     shared: Arc<Shared>,
     peer: PeerInfo,
+    draining: CancellationToken,
     requests: Streaming<M>,
     responses: mpsc::Sender<Outgoing>,
 ) {
     let closed = responses.clone();
     let served = async {
+        // What is biased is the message that the client gets when all happens at once.
         tokio::select! {
+            biased;
             result = serve(&shared, peer, requests, &responses) => result,
             () = closed.closed() => Err(StreamError::Gone),
+            () = draining.cancelled() => Err(StreamError::Draining),
         }
     };
     let status = match served.await {
@@ -115,8 +120,6 @@ struct Driver {
     responses: mpsc::Sender<Outgoing>,
     registration: Registration,
     stuck: i64,
-    /// When to ask the client to connect again, so that replicas share the clients evenly.
-    expires: Option<Instant>,
 }
 
 impl Driver {
@@ -141,30 +144,16 @@ impl Driver {
         info!(proxy = node.id, stream, protocol = ?M::PROTOCOL, "proxy connected");
         let node_id = node.id.clone();
         let registration = shared.registry.enter(stream, node, peer, M::PROTOCOL, session.status());
-        let expires = shared.config.max_stream_age.map(|age| now + spread(age, stream));
-        Self {
-            shared,
-            node_id,
-            version,
-            session,
-            snapshots,
-            observer,
-            responses,
-            registration,
-            stuck: 0,
-            expires,
-        }
+        Self { shared, node_id, version, session, snapshots, observer, responses, registration, stuck: 0 }
     }
 
     async fn run<M: Message>(&mut self, requests: &mut Streaming<M>) -> Result<(), StreamError> {
         let mut shutdown = self.shared.shutdown.clone();
         loop {
             let deadline = self.session.next_deadline().map(Instant::from_std);
-            let expires = self.expires;
             // Requests first: an answer may make room for what a snapshot brings.
             tokio::select! {
                 biased;
-                () = at(expires) => return Err(StreamError::Expired),
                 () = ends(&mut shutdown) => return Err(StreamError::ShuttingDown),
                 message = requests.message() => match message.map_err(StreamError::Request)? {
                     Some(message) => self.on_message(message).await?,
@@ -317,14 +306,6 @@ async fn at(deadline: Option<Instant>) {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-/// Spreads the ends of streams that began together over a tenth of their age limit. The golden ratio spreads
-/// consecutive numbers evenly.
-fn spread(age: Duration, stream: u64) -> Duration {
-    #[expect(clippy::cast_precision_loss, reason = "only the fraction matters")]
-    let fraction = (stream as f64 * 0.618_033_988_75).fract();
-    age.mul_f64(1.0 - 0.1 * fraction)
 }
 
 fn istio_version(node: &Node) -> String {

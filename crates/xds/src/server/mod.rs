@@ -1,20 +1,19 @@
 //! The ADS server: gRPC around sessions.
 //!
 //! ```text
-//! connection ─▶ stream ─▶ driver (one task) ─▶ Session
+//! serve ─▶ stream ─▶ driver (one task) ─▶ Session
 //!                           ▲   ▲      └─▶ FrameBody (shared bytes), Registry, Metrics, Observer
 //!               requests ───┘   └─── SnapshotSource
 //! ```
 
 mod body;
 mod driver;
-mod incoming;
 mod service;
 
 pub use service::AdsService;
 
 use crate::encode::Encoder;
-use crate::metrics::{Metrics, ReasonLabel};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::session::Options;
 use crate::source::SnapshotSource;
@@ -25,8 +24,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
 
 /// How a server treats its clients.
 #[derive(Clone, Debug)]
@@ -41,20 +41,10 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// How many streams there may be in all.
     pub max_streams: usize,
-    /// How many connections there may be in all.
-    pub max_connections: usize,
-    /// How many streams a connection may have.
-    pub max_streams_per_connection: u32,
-    /// How often an idle connection is checked, and how long the check may take.
-    pub keepalive_interval: Duration,
-    /// See `keepalive_interval`.
-    pub keepalive_timeout: Duration,
     /// For how long a client may not read before its stream is ended.
     pub send_timeout: Duration,
     /// How long a new stream may take to send its first request.
     pub first_request_timeout: Duration,
-    /// After how long a stream is ended, so that clients spread over replicas. Shortened by up to a tenth, by chance.
-    pub max_stream_age: Option<Duration>,
 }
 
 impl Config {
@@ -66,27 +56,16 @@ impl Config {
             cache_bytes: 32 << 20,
             max_request_bytes: 4 << 20,
             max_streams: 100_000,
-            max_connections: 100_000,
-            max_streams_per_connection: 100_000,
-            keepalive_interval: Duration::from_secs(30),
-            keepalive_timeout: Duration::from_secs(10),
             send_timeout: Duration::from_secs(60),
             first_request_timeout: Duration::from_secs(30),
-            max_stream_age: None,
         }
     }
 }
 
-/// Why serving ended.
+/// The descriptions of the services cannot be offered.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The gRPC server failed.
-    #[error("xds server failed")]
-    Transport(#[from] tonic::transport::Error),
-    /// The descriptions of the services could not be offered.
-    #[error("cannot describe the xds services")]
-    Reflection(#[source] tonic_reflection::server::Error),
-}
+#[error("cannot describe the xds services")]
+pub struct DescribeError(#[source] tonic_reflection::server::Error);
 
 /// What the streams of a server share.
 pub(crate) struct Shared {
@@ -117,10 +96,19 @@ impl Shared {
 }
 
 /// An ADS server that several listeners may share.
-#[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
     shutdown: watch::Sender<bool>,
+    health: HealthReporter,
+    health_service: HealthService,
+}
+
+type HealthService = tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -137,7 +125,10 @@ impl Server {
             permits: Arc::new(Semaphore::new(config.max_streams.min(Semaphore::MAX_PERMITS))),
             config,
         });
-        Self { shared, shutdown }
+        let health = HealthReporter::new();
+        let health_service =
+            HealthService::new(tonic_health::server::HealthService::from_health_reporter(health.clone()));
+        Self { shared, shutdown, health, health_service }
     }
 
     /// Returns the service itself, to be added to another gRPC server.
@@ -150,58 +141,50 @@ impl Server {
         self.shared.registry.clone()
     }
 
-    /// Ends all streams, so that the clients go elsewhere.
-    pub fn end_streams(&self) {
+    /// Ends all streams, so that the clients go elsewhere, and reports that there is no service any more.
+    pub async fn stop(&self) {
+        self.health.set_not_serving::<AdsService>().await;
         self.shutdown.send_replace(true);
     }
 
-    /// Serves plaintext connections of `listener`, with health checks and reflection, until `shutdown` completes and
-    /// all streams have ended.
-    pub async fn serve(
-        &self,
-        listener: TcpListener,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), ServeError> {
-        let config = &self.shared.config;
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<AdsService>().await;
+    /// Returns the services of this server: discovery, health and reflection. Whoever serves them to strangers puts
+    /// a gate in front.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptors that reflection offers do not fit together.
+    pub async fn routes(&self) -> Result<Routes, DescribeError> {
+        self.health.set_serving::<AdsService>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         let descriptors = service_descriptors();
         let reflection = reflection
             .register_encoded_file_descriptor_set(&descriptors)
             .build_v1()
-            .map_err(ServeError::Reflection)?;
+            .map_err(DescribeError)?;
+        Ok(Routes::new(self.service()).add_service(self.health_service.clone()).add_service(reflection))
+    }
 
-        let refused = self.shared.metrics.refused.get_or_create_owned(&ReasonLabel { reason: "connections" });
-        let incoming = incoming::limited(listener, config.max_connections, refused);
-        let ended = async {
+    /// Serves plaintext connections of `listener` until `shutdown` completes and all streams have ended.
+    ///
+    /// # Errors
+    ///
+    /// See [`Server::routes`].
+    pub async fn serve(
+        &self,
+        listener: impl serve::Accept,
+        config: serve::Config,
+        metrics: &serve::Metrics,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), DescribeError> {
+        let routes = self.routes().await?;
+        let stopped = async {
             shutdown.await;
-            health.set_not_serving::<AdsService>().await;
-            self.end_streams();
+            self.stop().await;
         };
-        tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(config.keepalive_interval))
-            .http2_keepalive_timeout(Some(config.keepalive_timeout))
-            .max_concurrent_streams(config.max_streams_per_connection)
-            .add_service(self.service())
-            .add_service(health_service)
-            .add_service(reflection)
-            .serve_with_incoming_shutdown(incoming, ended)
-            .await?;
+        serve::serve(listener, serve::Transport::Plain, routes, config, metrics, stopped).await;
         Ok(())
     }
-}
-
-/// Serves `source` on `listener` until `shutdown` completes: [`Server`] for those who need no more.
-pub async fn serve(
-    listener: TcpListener,
-    source: Arc<dyn SnapshotSource>,
-    config: Config,
-    metrics: Metrics,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ServeError> {
-    Server::new(source, config, metrics).serve(listener, shutdown).await
 }
 
 /// Returns the encoded descriptors of the discovery service and all that they refer to. The whole Envoy API would

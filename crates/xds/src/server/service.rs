@@ -11,8 +11,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::codec::{DecodeBuf, Decoder};
-use tonic::transport::server::TcpConnectInfo;
 use tonic::{Status, Streaming};
 
 /// How many messages may wait for the client to read. More would only be older than what could be sent instead.
@@ -37,14 +37,14 @@ impl AdsService {
             driver::refuse(&self.shared, "streams");
             return Status::resource_exhausted("too many streams").into_http();
         };
-        let peer = peer_of(&request);
+        let (parts, body) = request.into_parts();
+        let (peer, draining) = peer_of(parts.extensions);
         let limit = self.shared.config.max_request_bytes;
-        let requests =
-            Streaming::new_request(MessageDecoder::<M>(PhantomData), request.into_body(), None, Some(limit));
+        let requests = Streaming::new_request(MessageDecoder::<M>(PhantomData), body, None, Some(limit));
         let (sender, receiver) = mpsc::channel::<Outgoing>(WAITING);
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            driver::run(shared, peer, requests, sender).await;
+            driver::run(shared, peer, draining, requests, sender).await;
             drop(permit);
         });
         let mut response = http::Response::new(tonic::body::Body::new(FrameBody::new(receiver)));
@@ -78,16 +78,15 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for AdsService {
     }
 }
 
-/// Listeners that know more than the address (TLS) put a [`PeerInfo`] into the request's extensions.
-fn peer_of(request: &http::Request<tonic::body::Body>) -> PeerInfo {
-    let extensions = request.extensions();
-    let mut peer = extensions.get::<PeerInfo>().cloned().unwrap_or_else(|| PeerInfo {
-        address: extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr),
-        ..PeerInfo::default()
-    });
-    let authorization = request.headers().get(http::header::AUTHORIZATION);
-    peer.authorization = authorization.and_then(|value| value.to_str().ok()).map(Arc::from);
-    peer
+/// Returns what is known of a client, and what tells that its connection is about to be closed.
+fn peer_of(extensions: http::Extensions) -> (PeerInfo, CancellationToken) {
+    let peer = extensions.get::<serve::Peer>().cloned();
+    let info = PeerInfo {
+        address: peer.as_ref().map(serve::Peer::address),
+        encrypted: peer.as_ref().is_some_and(serve::Peer::is_encrypted),
+        extensions: Arc::new(extensions),
+    };
+    (info, peer.map(|peer| peer.draining()).unwrap_or_default())
 }
 
 struct MessageDecoder<M>(PhantomData<M>);
