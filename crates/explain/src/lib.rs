@@ -77,7 +77,7 @@ pub struct Call {
     pub tls: Tls,
     /// The application protocol that the TLS client offers.
     pub alpn: Option<String>,
-    /// The server name that the TLS client asks for.
+    /// The server name that the client asks for, as the TLS inspector of a listener reads it.
     pub sni: Option<String>,
     /// The authority of the request.
     pub host: String,
@@ -254,17 +254,16 @@ fn forward(proxy: &TcpProxy, outcome: &mut Outcome) {
 /// they were captured by.
 fn find_listener<'a>(listeners: &'a [Listener], call: &Call) -> Option<&'a Listener> {
     let bound = |wanted: &dyn Fn(IpAddr) -> bool| {
-        listeners.iter().find(|listener| {
-            socket(listener).is_some_and(|(ip, port)| port == call.port && wanted(ip))
-                && !matches!(listener.name.as_str(), "virtualInbound" | "virtualOutbound")
-        })
+        let is_it = |(ip, port)| port == call.port && wanted(ip);
+        listeners.iter().find(|listener| socket(listener).is_some_and(is_it))
     };
     let named = |name: &str| listeners.iter().find(|listener| listener.name == name);
     if call.mode == Mode::Inbound {
         return named("virtualInbound");
     }
     let exact = call.address.and_then(|address| bound(&|ip| ip == address));
-    // Gateways have no such listener.
+    // What captures connections is bound as well, so a call to its own port finds it by address. Gateways have no
+    // such listener.
     exact.or_else(|| bound(&|ip| ip.is_unspecified())).or_else(|| named("virtualOutbound"))
 }
 
@@ -302,7 +301,8 @@ fn inspect<'a>(listener: &Listener, call: &'a Call) -> Seen<'a> {
     Seen {
         address: call.address,
         port: call.port,
-        server_name: call.sni.as_deref().filter(|_| is_tls),
+        // A call that names a server counts as one whose name was seen, whatever its transport is said to be.
+        server_name: call.sni.as_deref().filter(|_| sees_tls),
         transport: if is_tls { "tls" } else { "raw_buffer" },
         application,
     }
@@ -360,4 +360,53 @@ fn network_filter<M: prost::Name + Default>(chain: &FilterChain) -> Option<M> {
         }
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::envoy::config::core::v3::socket_address::PortSpecifier;
+
+    fn listener(name: &str, address: &str, port: u32) -> Listener {
+        let address = SocketAddress {
+            address: address.to_owned(),
+            port_specifier: Some(PortSpecifier::PortValue(port)),
+            ..SocketAddress::default()
+        };
+        let address = Address::SocketAddress(address);
+        let address = Some(proto::envoy::config::core::v3::Address { address: Some(address) });
+        Listener { name: name.to_owned(), address, ..Listener::default() }
+    }
+
+    #[test]
+    fn listeners_are_found_by_address_then_port_then_capture() {
+        let listeners = [
+            listener("virtualOutbound", "0.0.0.0", 15001),
+            listener("virtualInbound", "0.0.0.0", 15006),
+            listener("0.0.0.0_80", "0.0.0.0", 80),
+            listener("10.0.0.1_80", "10.0.0.1", 80),
+        ];
+        let find = |mode, address: &str, port| {
+            let call = Call { mode, address: address.parse().ok(), port, ..Call::default() };
+            find_listener(&listeners, &call).map(|listener| listener.name.as_str())
+        };
+        assert_eq!(find(Mode::Outbound, "10.0.0.1", 80), Some("10.0.0.1_80"));
+        assert_eq!(find(Mode::Outbound, "10.0.0.2", 80), Some("0.0.0.0_80"));
+        assert_eq!(find(Mode::Outbound, "10.0.0.1", 81), Some("virtualOutbound"));
+        assert_eq!(find(Mode::Inbound, "10.0.0.1", 80), Some("virtualInbound"));
+        assert_eq!(find(Mode::Gateway, "10.0.0.1", 15006), Some("virtualInbound"));
+    }
+
+    #[test]
+    fn a_server_name_counts_where_something_reads_it() {
+        let inspector = proto::envoy::config::listener::v3::ListenerFilter {
+            name: "envoy.filters.listener.tls_inspector".to_owned(),
+            ..Default::default()
+        };
+        let blind = listener("a", "0.0.0.0", 443);
+        let reading = Listener { listener_filters: vec![inspector], ..blind.clone() };
+        let call = Call { sni: Some("a.test".to_owned()), port: 443, ..Call::default() };
+        assert_eq!(inspect(&reading, &call).server_name, Some("a.test"));
+        assert_eq!(inspect(&blind, &call).server_name, None);
+    }
 }

@@ -7,6 +7,9 @@ use model::{Hostname, MeshConfig, Namespace, Str};
 pub struct Context {
     /// The DNS domain of the cluster, such as `cluster.local`.
     pub domain: Str,
+    /// What follows `name.namespace` where a name without dots is completed, such as `svc.cluster.local`; empty for
+    /// nothing.
+    pub short_name_suffix: Str,
     /// The namespace of mesh-wide objects.
     pub root_namespace: Namespace,
     /// The trust domain of workload identities.
@@ -33,6 +36,7 @@ impl Context {
     pub fn new(mesh: &MeshConfig, cluster: impl Into<Str>) -> Self {
         Self {
             domain: mesh.domain.clone(),
+            short_name_suffix: short_name_suffix(&mesh.domain),
             root_namespace: mesh.root_namespace.clone(),
             trust_domain: mesh.trust_domain.clone(),
             cluster: cluster.into(),
@@ -46,8 +50,16 @@ impl Context {
         if host.is_empty() || host == "*" || host.contains('.') || host.parse::<std::net::IpAddr>().is_ok() {
             return Hostname::new(host);
         }
-        Hostname::new(format!("{host}.{namespace}.svc.{}", self.domain))
+        match self.short_name_suffix.as_ref() {
+            "" => Hostname::new(format!("{host}.{namespace}")),
+            suffix => Hostname::new(format!("{host}.{namespace}.{suffix}")),
+        }
     }
+}
+
+/// Returns what makes names of services in a cluster with this DNS domain whole.
+pub(crate) fn short_name_suffix(domain: &str) -> Str {
+    format!("svc.{domain}").into()
 }
 
 #[cfg(test)]
@@ -67,5 +79,7 @@ mod tests {
         ] {
             assert_eq!(context.complete_host(host, "shop").as_str(), complete);
         }
+        let context = Context { short_name_suffix: "".into(), ..context };
+        assert_eq!(context.complete_host("cart", "shop").as_str(), "cart.shop");
     }
 }

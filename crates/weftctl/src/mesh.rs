@@ -11,7 +11,14 @@ use std::sync::Arc;
 
 /// Reads the manifests at `objects`, a file or a directory. What is wrong with them goes to standard error; the
 /// rest is used, as in production.
-pub(crate) fn load(objects: &Path, mesh_config: &serde_json::Value, domain: &str) -> Result<Arc<MeshView>> {
+///
+/// With `bare_short_names`, names without dots are completed by their namespace only.
+pub(crate) fn load(
+    objects: &Path,
+    mesh_config: &serde_json::Value,
+    domain: &str,
+    bare_short_names: bool,
+) -> Result<Arc<MeshView>> {
     let scan = Scanner::new(objects).scan(&HashSet::new()).context("cannot read the objects")?;
     for problem in &scan.problems {
         let severity = if problem.is_error { "error" } else { "warning" };
@@ -27,7 +34,10 @@ pub(crate) fn load(objects: &Path, mesh_config: &serde_json::Value, domain: &str
     for rejection in translated.rejections.iter().chain(&translated.warnings) {
         eprintln!("error: {rejection}");
     }
-    if let Some(mesh) = translated.value {
+    if let Some(mut mesh) = translated.value {
+        if bare_short_names {
+            mesh.context.short_name_suffix = "".into();
+        }
         index.set_mesh_config(mesh.config, mesh.context);
     }
     index.reset(&Reset::Everything, scan.objects);

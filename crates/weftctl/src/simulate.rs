@@ -21,12 +21,16 @@ pub(crate) struct Args {
     /// The proxy (`proxy`), the mesh configuration (`meshConfig`) and the calls (`calls`), as YAML
     #[arg(long, value_name = "FILE")]
     case: PathBuf,
+    /// Complete names without dots by their namespace only: `a` in namespace `app` is `a.app`. For cases whose rules
+    /// were written outside of any cluster, such as those of the conformance corpus
+    #[arg(long)]
+    bare_short_names: bool,
 }
 
 /// Prints what becomes of each call, as a JSON list.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let case = case::Case::read(&args.case)?;
-    let view = mesh::load(&args.objects, &case.mesh_config, case::DOMAIN)?;
+    let view = mesh::load(&args.objects, &case.mesh_config, case::DOMAIN, args.bare_short_names)?;
     let proxy = case.proxy.as_ref().context("the case has no proxy")?;
     let (_, snapshot) = query::snapshot(&view, &proxy.parse()?);
     let mut resources = Resources::default();

@@ -24,7 +24,7 @@ pub(crate) struct Args {
 /// Prints what each proxy gets.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let case = case::Case::read(&args.case)?;
-    let view = mesh::load(&args.objects, &case.mesh_config, case::DOMAIN)?;
+    let view = mesh::load(&args.objects, &case.mesh_config, case::DOMAIN, false)?;
     let mut output = Map::new();
     for proxy in case.proxies.iter().chain(&case.proxy) {
         let (_, snapshot) = query::snapshot(&view, &proxy.parse()?);
