@@ -9,7 +9,7 @@ use crate::shared::Shared;
 use model::proxy::{Interception, ProxyRole};
 use model::{Labels, Locality, MtlsMode, Namespace, ObjectKey, ServiceKey, Str};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Everything that was decided about a proxy, one audience a family of generators. Parts are shared so that
 /// comparing and hashing them is cheap.
@@ -83,6 +83,8 @@ pub struct Switches {
     pub inbound_exact_balance: bool,
     /// `OUTBOUND_LISTENER_EXACT_BALANCE`.
     pub outbound_exact_balance: bool,
+    /// `DNS_PROXY_ADDR`, if the workload's DNS queries are captured (`DNS_CAPTURE`): who answers them.
+    pub dns_proxy: Option<SocketAddr>,
     /// `UNPRIVILEGED_POD`: ports below 1024 cannot be bound.
     pub unprivileged: bool,
     /// Ports that the bootstrap's own listeners use (status, metrics), which generated listeners must avoid.
@@ -160,11 +162,14 @@ impl InboundMtls {
 }
 
 /// For whom gateway resources are: the Gateways that select the workload and how its Service maps ports.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GatewayAudience {
     /// The Gateways that select the workload, oldest first.
     pub gateways: Vec<ObjectKey>,
     /// The ports that a declared server port is really bound to: by declared port, from the Services of the
     /// workload. A port that is not here is bound as declared. Named target ports without a pod give 0.
     pub port_map: BTreeMap<u16, BTreeSet<u16>>,
+    /// The same for each Gateway that names services of the workload instead of selecting it by labels. A port that
+    /// is not here is not bound.
+    pub service_ports: BTreeMap<ObjectKey, BTreeMap<u16, BTreeSet<u16>>>,
 }

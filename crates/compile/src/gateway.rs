@@ -74,7 +74,7 @@ pub fn merge<'a>(mesh: &Mesh<'a>, audience: &GatewayAudience) -> Vec<BoundListen
     for key in &audience.gateways {
         let Some(gateway) = mesh.gateway(key) else { continue };
         for server in &gateway.servers {
-            for port in bound_ports(audience, server) {
+            for port in bound_ports(audience, key, server) {
                 merge.add(gateway, server, port);
             }
         }
@@ -92,7 +92,10 @@ pub fn servers_of_route<'l, 'a>(listeners: &'l [BoundListener<'a>], name: &str) 
 }
 
 /// Returns the ports that a server's declared port is bound to.
-fn bound_ports(audience: &GatewayAudience, server: &Server) -> Vec<u16> {
+fn bound_ports(audience: &GatewayAudience, gateway: &ObjectKey, server: &Server) -> Vec<u16> {
+    if let Some(ports) = audience.service_ports.get(gateway) {
+        return ports.get(&server.port).into_iter().flatten().copied().collect();
+    }
     match audience.port_map.get(&server.port) {
         Some(ports) => ports.iter().copied().collect(),
         None => vec![server.port],
@@ -249,9 +252,9 @@ mod tests {
             keys.push(key.clone());
             let meta = Meta { key, created: 0, labels: Labels::new(), annotations: Labels::new() };
             let servers = servers.iter().map(|text| server(text)).collect();
-            builder.set_gateway(Gateway { meta, selector: Labels::new(), servers });
+            builder.set_gateway(Gateway { meta, selector: Labels::new(), services: None, servers });
         }
-        let audience = GatewayAudience { gateways: keys, port_map: BTreeMap::new() };
+        let audience = GatewayAudience { gateways: keys, ..GatewayAudience::default() };
         (builder.view().clone(), audience)
     }
 
@@ -341,6 +344,16 @@ mod tests {
             got,
             ["8080: a>http.8080", "8081: a>http.8081", "8443: a>https.443.https.a.edge", "9000: a>-"]
         );
+    }
+
+    #[test]
+    fn a_gateway_for_services_binds_their_ports_only() {
+        let (view, mut audience) = view(&[("a", &["80/HTTP/x", "82/HTTP/x"])]);
+        let ports = BTreeMap::from([(80, BTreeSet::from([8080, 8081]))]);
+        audience.service_ports.insert(audience.gateways[0].clone(), ports);
+        let bound: Vec<u16> =
+            merge(&Mesh::new(&view), &audience).iter().map(|listener| listener.port).collect();
+        assert_eq!(bound, [8080, 8081]);
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
 pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
 /// The same for traffic that arrives at a workload on a port no service has.
 pub const INBOUND_PASSTHROUGH_CLUSTER: &str = "InboundPassthroughCluster";
+/// The cluster of requests that go to whatever their host resolves to.
+pub const DYNAMIC_DNS_CLUSTER: &str = "AllowAnyDynamicDNSCluster";
+/// The cache of the names that it has resolved.
+pub const DYNAMIC_DNS_CACHE: &str = "allow_any_dfp_dns_cache";
 
 /// The listener of captured outbound connections.
 pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
@@ -30,6 +34,8 @@ pub const VIRTUAL_INBOUND: &str = "virtualInbound";
 pub const VIRTUAL_OUTBOUND_BLACK_HOLE: &str = "virtualOutbound-blackhole";
 /// The filter chain of `virtualOutbound` for what no service claims.
 pub const VIRTUAL_OUTBOUND_CATCH_ALL: &str = "virtualOutbound-catchall-tcp";
+/// The same for HTTP, where hosts are resolved as requests come.
+pub const VIRTUAL_OUTBOUND_CATCH_ALL_HTTP: &str = "virtualOutbound-catchall-tcp-http";
 /// The filter chain of `virtualInbound` that refuses connections to the listener's own port.
 pub const VIRTUAL_INBOUND_BLACK_HOLE: &str = "virtualInbound-blackhole";
 /// The filter chains of `virtualInbound` for bytes on a port that no service has.
@@ -43,6 +49,8 @@ pub const PASSTHROUGH_FILTER_CHAIN: &str = "PassthroughFilterChain";
 pub const HTTP_PROXY_ROUTE: &str = "http_proxy";
 /// The virtual host of unknown destinations that are let through.
 pub const ALLOW_ANY: &str = "allow_any";
+/// The virtual host and route configuration of unknown destinations whose hosts are resolved.
+pub const ALLOW_ANY_DYNAMIC_DNS: &str = "allow_any_dynamic_dns";
 /// The virtual host of unknown destinations that are refused.
 pub const BLOCK_ALL: &str = "block_all";
 

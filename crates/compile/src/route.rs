@@ -56,6 +56,15 @@ pub fn outbound(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience, nam
     Some(virtual_host::resource(&rest, &virtual_hosts))
 }
 
+/// Returns the route configuration of requests that no listener for a service takes, which is part of a listener.
+pub fn unknown_hosts(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience) -> RouteConfiguration {
+    let last = sidecar::catch_all(Destinations { mesh, scope, audience });
+    RouteConfiguration {
+        virtual_hosts: vec![last.into_message()],
+        ..virtual_host::configuration(names::ALLOW_ANY_DYNAMIC_DNS)
+    }
+}
+
 /// Returns a gateway's route configuration by its name (`http.80`, `https.443.https.name.namespace`). Nothing if no
 /// server has it.
 pub fn gateway(

@@ -19,7 +19,7 @@ use model::{
     Workload,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 /// Istio's filter for exchanging workload metadata over TCP, negotiated by ALPN.
@@ -131,6 +131,15 @@ fn failover_labels(
         .collect()
 }
 
+/// Parses an address on the workload's own host, which may be called `localhost`.
+fn parse_local_address(text: &str, families: IpFamilies) -> Option<SocketAddr> {
+    match text.strip_prefix("localhost:") {
+        Some(port) if families.v4 => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+        Some(port) => Some((Ipv6Addr::LOCALHOST, port.parse().ok()?).into()),
+        None => text.parse().ok(),
+    }
+}
+
 /// Without addresses, IPv4 is assumed: a bare Envoy does not say.
 fn families(ips: &[IpAddr]) -> IpFamilies {
     let v6 = ips.iter().any(IpAddr::is_ipv6);
@@ -162,6 +171,9 @@ fn switches(mesh: &Mesh<'_>, proxy: &Proxy) -> Switches {
             .and_then(|duration| u64::try_from(duration.as_nanos()).ok()),
         inbound_exact_balance: flag("INBOUND_LISTENER_EXACT_BALANCE"),
         outbound_exact_balance: flag("OUTBOUND_LISTENER_EXACT_BALANCE"),
+        dns_proxy: text("DNS_PROXY_ADDR")
+            .filter(|_| flag("DNS_CAPTURE"))
+            .and_then(|address| parse_local_address(address, families(&proxy.ips))),
         unprivileged: flag("UNPRIVILEGED_POD"),
         reserved_ports: own.into_iter().filter_map(port).collect(),
         client_certificates: files("TLS_CLIENT_CERT_CHAIN", "TLS_CLIENT_KEY", "TLS_CLIENT_ROOT_CERT"),
@@ -315,7 +327,24 @@ pub(crate) fn inbound_mtls(mesh: &Mesh<'_>, namespace: &Namespace, labels: &Labe
 }
 
 fn gateway(mesh: &Mesh<'_>, labels: &Labels, targets: &[ServiceTarget]) -> GatewayAudience {
-    let mut selected: Vec<_> = mesh.gateways().filter(|row| row.selector.selects(labels)).collect();
+    let mut service_ports = BTreeMap::new();
+    let mut selected: Vec<_> = mesh
+        .gateways()
+        .filter(|row| match &row.services {
+            None => row.selector.selects(labels),
+            Some(hosts) => {
+                let is_meant = |target: &&ServiceTarget| {
+                    target.service.namespace == row.key.namespace && hosts.contains(&target.service.host)
+                };
+                let mut meant = targets.iter().filter(is_meant).peekable();
+                let found = meant.peek().is_some();
+                if found {
+                    service_ports.insert(row.key.clone(), ports_of(meant));
+                }
+                found
+            }
+        })
+        .collect();
     selected.sort_by(|a, b| {
         (a.created, &a.key.name, &a.key.namespace).cmp(&(b.created, &b.key.name, &b.key.namespace))
     });
@@ -336,5 +365,15 @@ fn gateway(mesh: &Mesh<'_>, labels: &Labels, targets: &[ServiceTarget]) -> Gatew
             }
         }
     }
-    GatewayAudience { gateways: selected.into_iter().map(|row| row.key.clone()).collect(), port_map }
+    let gateways = selected.into_iter().map(|row| row.key.clone()).collect();
+    GatewayAudience { gateways, port_map, service_ports }
+}
+
+/// Returns the workload ports that each port of these services leads to.
+fn ports_of<'a>(targets: impl Iterator<Item = &'a ServiceTarget>) -> BTreeMap<u16, BTreeSet<u16>> {
+    let mut ports: BTreeMap<u16, BTreeSet<u16>> = BTreeMap::new();
+    for (port, number) in targets.flat_map(|target| &target.ports) {
+        ports.entry(*port).or_default().insert(*number);
+    }
+    ports
 }

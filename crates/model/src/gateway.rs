@@ -1,14 +1,17 @@
 //! What gateways listen to: Istio's Gateway, parsed.
 
 use crate::{Hostname, Labels, Meta, Namespace, Protocol, Str};
+use std::collections::BTreeSet;
 
-/// Servers for the gateway workloads that a selector picks.
+/// Servers for the gateway workloads that a selector or a Service picks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     /// The object.
     pub meta: Meta,
     /// Labels of the gateway's pods.
     pub selector: Labels,
+    /// The services of its namespace whose workloads it is for, instead of the selector's. Ports are theirs then.
+    pub services: Option<BTreeSet<Hostname>>,
     /// The servers in the order of the object. Servers that are refused are not here.
     pub servers: Vec<Server>,
 }

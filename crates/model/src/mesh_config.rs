@@ -1,6 +1,8 @@
 //! Mesh-wide settings: the part of Istio's MeshConfig that compilation depends on, with defaults applied.
 
-use crate::destination_rule::{ConnectionPool, H2Upgrade, LocalityLb, OutlierDetection, TcpKeepalive};
+use crate::destination_rule::{
+    ClientTls, ConnectionPool, H2Upgrade, LocalityLb, OutlierDetection, TcpKeepalive,
+};
 use crate::sidecar::OutboundTrafficPolicy;
 use crate::virtual_service::Retries;
 use crate::{Namespace, Str};
@@ -35,6 +37,8 @@ pub struct MeshConfig {
     pub enable_auto_mtls: bool,
     /// Traffic to unknown destinations.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// TLS towards destinations that are resolved by the host of a request.
+    pub dynamic_dns_tls: Option<ClientTls>,
     /// Whether inbound traffic goes to the address it was sent to (otherwise to loopback).
     pub inbound_passthrough: bool,
     /// Preference by locality.
@@ -91,6 +95,7 @@ impl Default for MeshConfig {
                 mode: OutboundMode::AllowAny,
                 egress_proxy: None,
             },
+            dynamic_dns_tls: None,
             inbound_passthrough: true,
             locality_lb: LocalityLb { enabled: Some(true), ..LocalityLb::default() },
             h2_upgrade: H2Upgrade::Default,

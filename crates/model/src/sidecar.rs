@@ -39,6 +39,8 @@ pub enum OutboundMode {
     RegistryOnly,
     /// Let through.
     AllowAny,
+    /// Let through; plain HTTP goes to whatever its host resolves to, not to the address it was sent to.
+    AllowAnyDynamicDns,
 }
 
 /// The port of a Sidecar listener.

@@ -163,6 +163,8 @@ pub struct GatewayRow {
     pub created: i64,
     /// The labels of its workloads.
     pub selector: Labels,
+    /// The services whose workloads it is for instead.
+    pub services: Option<BTreeSet<Hostname>>,
 }
 
 #[derive(Clone, Debug)]
@@ -709,6 +711,7 @@ impl MeshViewBuilder {
             key: key.clone(),
             created: gateway.meta.created,
             selector: gateway.selector.clone(),
+            services: gateway.services.clone(),
         };
         let old = self.view.gateways.get(&key);
         if old.is_some_and(|old| *old.value == gateway) {

@@ -9,6 +9,9 @@ use model::gateway::{HostNamespace, Server, ServerHost};
 use model::{Gateway, Hostname, Kind, Namespace, Protocol};
 use std::collections::BTreeSet;
 
+/// Names the services, by host and separated by commas, whose workloads a Gateway is for instead of a selector's.
+const SERVICES: &str = "internal.istio.io/gateway-service";
+
 /// Translates a Gateway. A server of which any part is refused is left out; without any good server there is no value.
 pub fn gateway(_: &Context, object: &api::Gateway) -> Translated<Gateway> {
     let meta = meta(Kind::Gateway, &object.metadata);
@@ -41,7 +44,8 @@ pub fn gateway(_: &Context, object: &api::Gateway) -> Translated<Gateway> {
     });
     let servers: Vec<Server> = servers.collect();
     let is_usable = name_is_good && !servers.is_empty();
-    let value = Gateway { selector: labels(&spec.selector), servers, meta };
+    let services = meta.annotations.get(SERVICES).map(|hosts| hosts.split(',').map(Hostname::new).collect());
+    let value = Gateway { selector: labels(&spec.selector), services, servers, meta };
     report.with(is_usable.then_some(value))
 }
 

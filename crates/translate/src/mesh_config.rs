@@ -1,13 +1,13 @@
 //! MeshConfig.
 
-use crate::context::{Context, DefaultExportTo};
+use crate::context::{Context, DefaultExportTo, short_name_suffix};
 use crate::http_route::retries;
 use crate::parse::{duration, port, positive_duration};
 use crate::report::{At, Report, Translated};
-use crate::traffic_policy::{connection_pool, locality_lb, outlier_detection, tcp_keepalive};
+use crate::traffic_policy::{client_tls, connection_pool, locality_lb, outlier_detection, tcp_keepalive};
 use crate::virtual_service::{Scope, destination, unknown};
 use k8s_api::mesh_config as api;
-use model::destination_rule::{H2Upgrade, LocalityLb};
+use model::destination_rule::{ClientTls, ClientTlsMode, H2Upgrade, LocalityLb};
 use model::mesh_config::{ForwardClientCert, PathNormalization};
 use model::sidecar::{OutboundMode, OutboundTrafficPolicy};
 use model::{Kind, MeshConfig, Namespace, ObjectKey, Str};
@@ -30,6 +30,7 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
     let at = report.at("mesh");
     let context = Context {
         domain: domain.clone(),
+        short_name_suffix: short_name_suffix(domain),
         root_namespace: root_namespace.clone(),
         trust_domain: object.trust_domain.as_str().into(),
         cluster: cluster.clone(),
@@ -73,6 +74,7 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
             &context,
             &object.outbound_traffic_policy,
         ),
+        dynamic_dns_tls: dynamic_dns_tls(&at.field("outboundTrafficPolicy"), &object.outbound_traffic_policy),
         inbound_passthrough: inbound(&at.field("inboundTrafficPolicy"), &object.inbound_traffic_policy),
         locality_lb: object
             .locality_lb_setting
@@ -136,18 +138,12 @@ fn outbound(at: &At<'_>, context: &Context, given: &api::MeshOutboundTrafficPoli
         // An empty policy is the strict one.
         None | Some(api::MeshOutboundMode::RegistryOnly) => OutboundMode::RegistryOnly,
         Some(api::MeshOutboundMode::AllowAny) => OutboundMode::AllowAny,
-        Some(api::MeshOutboundMode::AllowAnyDynamicDns) => {
-            at_mode.warn("ALLOW_ANY_DYNAMIC_DNS is not supported yet: it is taken as ALLOW_ANY");
-            OutboundMode::AllowAny
-        }
+        Some(api::MeshOutboundMode::AllowAnyDynamicDns) => OutboundMode::AllowAnyDynamicDns,
         Some(api::MeshOutboundMode::Other(value)) => {
             unknown(&at_mode, value, api::MeshOutboundMode::VALUES);
             OutboundMode::RegistryOnly
         }
     };
-    if given.tls.is_some() {
-        at.field("tls").warn("is not supported yet and has no effect");
-    }
     let scope = Scope {
         context,
         namespace: context.root_namespace.as_str(),
@@ -157,7 +153,32 @@ fn outbound(at: &At<'_>, context: &Context, given: &api::MeshOutboundTrafficPoli
     };
     let at_proxy = at.field("egressProxy");
     let egress_proxy = given.egress_proxy.as_ref().map(|proxy| destination(&at_proxy, &scope, Some(proxy)));
-    OutboundTrafficPolicy { mode, egress_proxy }
+    if egress_proxy.is_some() && mode != OutboundMode::AllowAny {
+        at_proxy.warn("has no effect: only mode ALLOW_ANY sends unknown traffic to a proxy");
+    }
+    OutboundTrafficPolicy { mode, egress_proxy: egress_proxy.filter(|_| mode == OutboundMode::AllowAny) }
+}
+
+/// Translates TLS towards names in requests. There is no service here whose mode or secret could be meant.
+fn dynamic_dns_tls(at: &At<'_>, given: &api::MeshOutboundTrafficPolicy) -> Option<ClientTls> {
+    let tls = given.tls.as_ref()?;
+    let at_tls = at.field("tls");
+    if given.mode != Some(api::MeshOutboundMode::AllowAnyDynamicDns) {
+        at_tls.warn("has no effect: only mode ALLOW_ANY_DYNAMIC_DNS opens connections of its own");
+        return None;
+    }
+    let tls = client_tls(&at_tls, tls);
+    if tls.credential_name.as_ref().is_some_and(|name| !name.starts_with("configmap://")) {
+        at_tls.field("credentialName").reject("cannot be used: sidecars get no Secrets; name files instead");
+    }
+    match tls.mode {
+        ClientTlsMode::Disable => None,
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => Some(tls),
+        ClientTlsMode::IstioMutual => {
+            at_tls.field("mode").reject("ISTIO_MUTUAL cannot be used with hosts outside of the mesh");
+            None
+        }
+    }
 }
 
 fn inbound(at: &At<'_>, given: &api::InboundTrafficPolicy) -> bool {

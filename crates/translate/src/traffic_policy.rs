@@ -6,6 +6,7 @@ mod tls;
 
 pub(crate) use load_balancer::locality_lb;
 pub(crate) use pool::{connection_pool, outlier_detection, tcp_keepalive};
+pub(crate) use tls::client_tls;
 
 use crate::parse::{domain, port, positive_duration};
 use crate::report::At;
@@ -32,7 +33,7 @@ pub(crate) fn traffic_policy(at: &At<'_>, given: &api::TrafficPolicy) -> Traffic
             .outlier_detection
             .as_ref()
             .map(|outlier| outlier_detection(&at.field("outlierDetection"), outlier)),
-        tls: given.tls.as_ref().map(|tls| tls::client_tls(&at.field("tls"), tls)),
+        tls: given.tls.as_ref().map(|tls| client_tls(&at.field("tls"), tls)),
         proxy_protocol: given
             .proxy_protocol
             .as_ref()
@@ -76,7 +77,7 @@ fn port_level(at: &At<'_>, given: &[api::PortTrafficPolicy]) -> Vec<(u16, PortPo
                 .outlier_detection
                 .as_ref()
                 .map(|outlier| outlier_detection(&at.field("outlierDetection"), outlier)),
-            tls: given.tls.as_ref().map(|tls| tls::client_tls(&at.field("tls"), tls)),
+            tls: given.tls.as_ref().map(|tls| client_tls(&at.field("tls"), tls)),
             proxy_protocol: None,
             retry_budget: None,
         };

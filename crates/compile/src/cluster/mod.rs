@@ -2,14 +2,16 @@
 //! fixed ones that traffic ends in when no service claims it.
 
 mod draft;
+mod dynamic;
 mod inbound;
 mod outbound;
 mod policy;
 #[cfg(test)]
 mod tests;
 
+pub use dynamic::{dns_cache, unknown_hosts_cache};
 pub use inbound::inbound;
-pub use outbound::{dns_cache, gateway, outbound};
+pub use outbound::{gateway, outbound};
 
 use crate::audience::{IpFamilies, OutboundAudience};
 use crate::destination_rule::Blocks;
@@ -20,6 +22,7 @@ use draft::{Draft, Protocol};
 use model::destination_rule::Algorithm;
 use model::proxy::ProxyRole;
 use model::service::Resolution;
+use model::sidecar::OutboundMode;
 use model::{Mesh, MeshConfig, Service, ServiceKey};
 use proto::envoy::config::cluster::v3::cluster::{DiscoveryType, LbPolicy};
 use proto::envoy::config::core::v3::{BindConfig, ExtraSourceAddress, SocketAddress, socket_address};
@@ -82,7 +85,7 @@ pub fn outbound_services(_mesh: &Mesh<'_>, scope: &Scope, _audience: &OutboundAu
 }
 
 /// Returns the clusters that no service stands behind.
-pub fn fixed(mesh: &Mesh<'_>, _scope: &Scope, audience: &OutboundAudience) -> Vec<Resource> {
+pub fn fixed(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience) -> Vec<Resource> {
     let config = mesh.config();
     let black_hole = || {
         let mut draft = Draft::new(BLACK_HOLE_CLUSTER, DiscoveryType::Static);
@@ -92,11 +95,16 @@ pub fn fixed(mesh: &Mesh<'_>, _scope: &Scope, audience: &OutboundAudience) -> Ve
     };
     match audience.role {
         ProxyRole::Sidecar => {
-            let mut passthrough = passthrough(config, PASSTHROUGH_CLUSTER);
-            if exchanges_metadata(&audience.switches) {
-                passthrough.exchange_metadata();
-            }
-            vec![black_hole(), passthrough.finish()]
+            let resolves = scope.outbound_traffic_policy.mode == OutboundMode::AllowAnyDynamicDns;
+            let resolved = resolves.then(|| dynamic::unknown_hosts(config, audience));
+            let others = [passthrough(config, PASSTHROUGH_CLUSTER)].into_iter().chain(resolved);
+            let others = others.map(|mut draft| {
+                if exchanges_metadata(&audience.switches) {
+                    draft.exchange_metadata();
+                }
+                draft.finish()
+            });
+            [black_hole()].into_iter().chain(others).collect()
         }
         // What a gateway has no route for was not on its way anywhere.
         ProxyRole::Router => vec![black_hole()],

@@ -1,6 +1,7 @@
 //! The clusters of services: their ports and subsets.
 
 use super::draft::{Draft, Protocol};
+use super::dynamic::{self, dns_cache};
 use super::{Discovery, discovery, races};
 use crate::audience::{GatewayAudience, IpFamilies, OutboundAudience};
 use crate::destination_rule::{Blocks, MergedRule, lookup};
@@ -16,13 +17,11 @@ use model::proxy::ProxyRole;
 use model::service::{Registry, Resolution, TargetPort};
 use model::{Labels, Mesh, MeshConfig, MtlsMode, Service, ServiceKey, ServicePort, Str};
 use proto::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CustomClusterType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy,
-    OriginalDstLbConfig, TransportSocketMatch,
+    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy, OriginalDstLbConfig,
+    TransportSocketMatch,
 };
 use proto::envoy::config::core::v3::UpstreamHttpProtocolOptions;
 use proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, LocalityLbEndpoints};
-use proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::{ClusterConfig, cluster_config};
-use proto::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
 use proto::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
 use proto::google::protobuf::{ListValue, Struct, Value};
 use proto::resource::Resource;
@@ -71,16 +70,6 @@ pub fn gateway(
         .filter_map(|key| scope.services.get(&key.host).filter(|scoped| scoped.key == *key))
         .flat_map(|scoped| clusters(mesh, audience, scoped, Form::SniDnat))
         .collect()
-}
-
-/// Returns the DNS cache of a wildcard host that is resolved at request time. The filters that fill it must name exactly
-/// this one.
-pub fn dns_cache(audience: &OutboundAudience, host: &str) -> DnsCacheConfig {
-    DnsCacheConfig {
-        name: format!("{host}_dfp_dns_cache"),
-        dns_lookup_family: lookup_family(audience.families) as i32,
-        ..DnsCacheConfig::default()
-    }
 }
 
 /// What a cluster is named for.
@@ -240,17 +229,7 @@ impl Context<'_> {
             }
             Discovery::DynamicDns => {
                 let cache = dns_cache(self.audience, self.service.key.host.as_str());
-                let config = ClusterConfig {
-                    cluster_implementation_specifier: Some(
-                        cluster_config::ClusterImplementationSpecifier::DnsCacheConfig(cache),
-                    ),
-                    ..ClusterConfig::default()
-                };
-                let custom = CustomClusterType {
-                    name: "envoy.clusters.dynamic_forward_proxy".to_owned(),
-                    typed_config: Some(proto::any(&config)),
-                };
-                draft.cluster.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(custom));
+                draft.cluster.cluster_discovery_type = Some(dynamic::discovery_type(cache, false));
             }
             Discovery::StrictDns | Discovery::LogicalDns => {
                 let groups = self.names_to_resolve(&draft.cluster.name, blocks, port, subset, form)?;
@@ -512,7 +491,8 @@ impl Context<'_> {
             });
         }
         if discovery == Discovery::DynamicDns && !(upstream.auto_sni && upstream.auto_san_validation) {
-            self.allow_fixed_name(draft);
+            let cache = dns_cache(self.audience, self.service.key.host.as_str());
+            draft.cluster.cluster_discovery_type = Some(dynamic::discovery_type(cache, true));
         }
         let by_rule =
             given.is_some_and(|tls| matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual));
@@ -521,21 +501,6 @@ impl Context<'_> {
             draft.annotate("alpn_override", "false".into());
         }
         draft.needs.secrets.extend(upstream.secrets);
-    }
-
-    /// Envoy wants names in requests to be checked against certificates unless told otherwise.
-    fn allow_fixed_name(&self, draft: &mut Draft) {
-        let cache = dns_cache(self.audience, self.service.key.host.as_str());
-        let config = ClusterConfig {
-            allow_insecure_cluster_options: true,
-            cluster_implementation_specifier: Some(
-                cluster_config::ClusterImplementationSpecifier::DnsCacheConfig(cache),
-            ),
-            ..ClusterConfig::default()
-        };
-        if let Some(ClusterDiscoveryType::ClusterType(custom)) = &mut draft.cluster.cluster_discovery_type {
-            custom.typed_config = Some(proto::any(&config));
-        }
     }
 
     fn accounts(&self) -> impl Iterator<Item = &str> {
@@ -586,7 +551,7 @@ fn in_domains<'a>(id: &'a str, domains: &'a [Str]) -> impl Iterator<Item = Str> 
         .flat_map(move |path| domains.iter().map(move |domain| format!("spiffe://{domain}{path}").into()))
 }
 
-fn lookup_family(families: IpFamilies) -> DnsLookupFamily {
+pub(super) fn lookup_family(families: IpFamilies) -> DnsLookupFamily {
     match families.v4 {
         true => DnsLookupFamily::V4Only,
         false => DnsLookupFamily::V6Only,

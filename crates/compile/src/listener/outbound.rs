@@ -1,7 +1,7 @@
 //! The listeners of a sidecar for services.
 
 use super::chain::{Chain, Condition};
-use super::fixed::unclaimed;
+use super::fixed::{unclaimed, unknown_hosts_cache};
 use super::http::{Http, Routes, Side};
 use super::plan::{ListenerKey, Part};
 use super::tcp::{L4, ServiceListener};
@@ -158,7 +158,8 @@ fn http_chain(l4: L4<'_, '_>, key: &ListenerKey, part: &Part, condition: Conditi
     } else {
         key.port.to_string()
     };
-    let caches = key.dynamic.iter().map(|host| cluster::dns_cache(l4.audience, host.as_str()));
+    let known = key.dynamic.iter().map(|host| cluster::dns_cache(l4.audience, host.as_str()));
+    let caches = known.chain(unknown_hosts_cache(l4.scope, l4.audience));
     let http = Http {
         side: Side::Outbound,
         stat_prefix: format!("outbound_{};", key.name()),

@@ -150,7 +150,7 @@ impl World {
     pub(super) fn gateway(mut self, name: &str, servers: &[&str]) -> Self {
         let meta = self.meta(Kind::Gateway, name);
         let servers = servers.iter().enumerate().map(|(index, text)| server(index, text)).collect();
-        self.builder.set_gateway(Gateway { meta, selector: Labels::new(), servers });
+        self.builder.set_gateway(Gateway { meta, selector: Labels::new(), services: None, servers });
         self
     }
 
@@ -201,6 +201,7 @@ impl World {
         let gateway = GatewayAudience {
             gateways: rows.iter().map(|row| row.key.clone()).collect(),
             port_map: ports.iter().map(|(declared, bound)| (*declared, [*bound].into())).collect(),
+            ..GatewayAudience::default()
         };
         super::gateway(&mesh, &scope, &audience, &gateway, name).map(|resource| decode(&resource))
     }

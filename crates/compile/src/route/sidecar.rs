@@ -413,7 +413,18 @@ fn split_hosts<'a>(
 /// Returns the virtual host of everything that no other one claims.
 pub(super) fn catch_all(destinations: Destinations<'_, '_>) -> Draft {
     let policy = &destinations.scope.outbound_traffic_policy;
+    let through = |cluster: String| {
+        let mut action = RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+            ..RouteAction::default()
+        };
+        super::set_timeout(&mut action, std::time::Duration::ZERO);
+        Action::Route(action)
+    };
     let (name, action) = match policy.mode {
+        OutboundMode::AllowAnyDynamicDns => {
+            (names::ALLOW_ANY_DYNAMIC_DNS, through(names::DYNAMIC_DNS_CLUSTER.to_owned()))
+        }
         OutboundMode::AllowAny => {
             let cluster = match &policy.egress_proxy {
                 Some(proxy) => {
@@ -422,12 +433,7 @@ pub(super) fn catch_all(destinations: Destinations<'_, '_>) -> Draft {
                 }
                 None => names::PASSTHROUGH_CLUSTER.to_owned(),
             };
-            let mut action = RouteAction {
-                cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
-                ..RouteAction::default()
-            };
-            super::set_timeout(&mut action, std::time::Duration::ZERO);
-            (names::ALLOW_ANY, Action::Route(action))
+            (names::ALLOW_ANY, through(cluster))
         }
         OutboundMode::RegistryOnly => {
             let refusal = DirectResponseAction { status: 502, ..DirectResponseAction::default() };

@@ -28,6 +28,12 @@ impl Draft {
         Self { host, routes }
     }
 
+    /// Returns the message.
+    pub(super) fn into_message(self) -> VirtualHost {
+        let routes = self.routes.iter().map(|route| Route::clone(route)).collect();
+        VirtualHost { routes, ..self.host }
+    }
+
     /// Returns the encoded virtual host with the clusters that it names.
     fn fragment(&self) -> VirtualHostFragment {
         const ROUTES: u8 = 3 << 3 | 2;

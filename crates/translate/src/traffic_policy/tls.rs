@@ -6,7 +6,7 @@ use k8s_api::destination_rule as api;
 use model::Str;
 use model::destination_rule::{ClientTls, ClientTlsMode};
 
-pub(super) fn client_tls(at: &At<'_>, given: &api::ClientTlsSettings) -> ClientTls {
+pub(crate) fn client_tls(at: &At<'_>, given: &api::ClientTlsSettings) -> ClientTls {
     let mode = match given.mode.as_ref() {
         None | Some(api::ClientTlsMode::Disable) => ClientTlsMode::Disable,
         Some(api::ClientTlsMode::Simple) => ClientTlsMode::Simple,

@@ -7,6 +7,7 @@ use crate::fixtures::{external, meta, port, router, server_tls, sidecar, subset}
 use model::gateway::{Gateway, Server, ServerTlsMode};
 use model::proxy::ProxyRole;
 use model::service::{Address, Resolution, TargetPort};
+use model::sidecar::{OutboundMode, OutboundTrafficPolicy};
 use model::{Endpoint, Kind, Labels, ServicePort};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -142,8 +143,8 @@ fn gateways_that_pass_tls_through_have_a_cluster_for_each_server_name() {
         tls: Some(tls),
     };
     let meta = meta(Kind::Gateway, "app", "edge");
-    let edge = Gateway { meta, selector: Labels::new(), servers: vec![server] };
-    let selected = |gateways| GatewayAudience { gateways, port_map: BTreeMap::new() };
+    let edge = Gateway { meta, selector: Labels::new(), services: None, servers: vec![server] };
+    let selected = |gateways| GatewayAudience { gateways, ..GatewayAudience::default() };
     let with_edge = selected(vec![edge.meta.key.clone()]);
     let world = world(&cart(Protocol::Grpc))
         .service(&external("a.org", Resolution::ClientSide, &[(80, Protocol::Http)]))
@@ -161,4 +162,38 @@ fn gateways_that_pass_tls_through_have_a_cluster_for_each_server_name() {
         expect("nor what is inside", cluster, "@http", &Value::Null);
     }
     assert!(gateway(&mesh, &scope, &audience, &selected(Vec::new())).is_empty());
+}
+
+#[test]
+fn unknown_hosts_have_a_cluster_that_resolves_them() {
+    let policy = OutboundTrafficPolicy { mode: OutboundMode::AllowAnyDynamicDns, egress_proxy: None };
+    let fixed = |world: &World, audience: &OutboundAudience| {
+        let mesh = Mesh::new(world.view());
+        by_name(fixed(&mesh, &scope_of(&mesh, audience), audience))
+    };
+    let name = "AllowAnyDynamicDNSCluster";
+    let cache = "/clusterType/typedConfig/dnsCacheConfig";
+    let open = World::new().config(|config| config.outbound_traffic_policy = policy.clone());
+    let mut asks = sidecar();
+    asks.switches.dns_proxy = Some(([127, 0, 0, 1], 15053).into());
+    let clusters = fixed(&open, &sidecar());
+    expect("open", &clusters[name], &format!("{cache}/name"), &json!("allow_any_dfp_dns_cache"));
+    expect("open", &clusters[name], &format!("{cache}/typedDnsResolverConfig"), &json!(null));
+    expect("open", &clusters[name], "@http/commonHttpProtocolOptions/idleTimeout", &json!("300s"));
+    expect("open", &clusters[name], "/transportSocket", &json!(null));
+    let resolver = format!("{cache}/typedDnsResolverConfig/typedConfig/resolvers/0/socketAddress");
+    let resolver = |field: &str| format!("{resolver}/{field}");
+    expect("captured", &fixed(&open, &asks)[name], &resolver("portValue"), &json!(15053));
+
+    let encrypted = World::new().config(|config| {
+        config.outbound_traffic_policy = policy.clone();
+        config.dynamic_dns_tls = Some(client_tls(ClientTlsMode::Simple));
+    });
+    let cluster = &fixed(&encrypted, &sidecar())[name];
+    expect("tls", cluster, "/transportSocket/name", &json!("envoy.transport_sockets.tls"));
+    expect("tls", cluster, "@http/upstreamHttpProtocolOptions/autoSni", &json!(true));
+    expect("tls", cluster, "@http/upstreamHttpProtocolOptions/autoSanValidation", &json!(true));
+
+    assert!(!fixed(&World::new(), &sidecar()).contains_key(name), "only where the policy says so");
+    assert!(!fixed(&open, &router()).contains_key(name), "a gateway has no unknown destinations");
 }

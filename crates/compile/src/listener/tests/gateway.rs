@@ -5,7 +5,6 @@ use crate::listener::gateway;
 use model::gateway::{Gateway, HostNamespace, Server, ServerHost, ServerTls, ServerTlsMode};
 use model::service::Resolution;
 use model::{Mesh, ObjectKey, Protocol};
-use std::collections::BTreeMap;
 
 fn server(port: u16, protocol: Protocol, hosts: &[&str], tls: Option<ServerTls>) -> Server {
     let host = |host: &&str| match host.split_once('/') {
@@ -40,10 +39,10 @@ impl Edge {
     fn new(servers: Vec<Server>) -> Self {
         let key = ObjectKey::new(Kind::Gateway, "app", "edge");
         let meta = crate::fixtures::meta(Kind::Gateway, "app", "edge");
-        let edge = Gateway { meta, selector: Labels::new(), servers };
+        let edge = Gateway { meta, selector: Labels::new(), services: None, servers };
         Self {
             world: World::new().build(|builder| builder.set_gateway(edge)),
-            gateway: GatewayAudience { gateways: vec![key], port_map: BTreeMap::new() },
+            gateway: GatewayAudience { gateways: vec![key], ..GatewayAudience::default() },
             audience: router(),
         }
     }

@@ -12,6 +12,7 @@ use model::sidecar::{
     SidecarPort,
 };
 use model::{Key, Mesh, ObjectKey, Protocol, Sidecar};
+use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use std::time::Duration;
 
 fn listeners(world: &World, audience: &OutboundAudience) -> Vec<Resource> {
@@ -369,6 +370,39 @@ fn what_no_service_claims_follows_the_policy() {
         assert_eq!(described(&fixed(&mesh, &scope, &audience)), expected);
         let http = described(&listeners(&world, &audience));
         assert!(http.contains(&format!("  * > {cluster}\n")), "{http}");
+    }
+}
+
+#[test]
+fn unknown_hosts_are_resolved_where_the_policy_says_so() {
+    let policy = OutboundTrafficPolicy { mode: OutboundMode::AllowAnyDynamicDns, egress_proxy: None };
+    let world = given(&[service("a", &[(80, Protocol::Http), (81, Protocol::Unsupported)])])
+        .config(|config| config.outbound_traffic_policy = policy);
+    let mesh = Mesh::new(world.view());
+    let mut audience = sidecar();
+    audience.switches.http_proxy_port = 18888;
+    let scope = scope_of(&mesh, &audience);
+    let fixed = fixed(&mesh, &scope, &audience);
+    assert_eq!(
+        described(&fixed),
+        "\nvirtualOutbound 0.0.0.0:15001 bound [http_inspector]\n  :15001 > BlackHoleCluster\n  \
+         http/1.1,h2c > http allow_any_dynamic_dns\n  - > PassthroughCluster\n\
+         127.0.0.1_18888 127.0.0.1:18888 bound []\n  - > http http_proxy\n"
+    );
+    // A server that speaks first is waited for, not cut off.
+    assert!(decode(&fixed[0]).continue_on_listener_filters_timeout);
+    let inner = &managers(&fixed[0])[0];
+    let Some(RouteSpecifier::RouteConfig(routes)) = &inner.route_specifier else {
+        panic!("the routes are inline");
+    };
+    assert_eq!(routes.virtual_hosts[0].name, "allow_any_dynamic_dns");
+    assert_eq!(routes.virtual_hosts[0].routes.len(), 1);
+    for resource in fixed.iter().chain(&listeners(&world, &audience)) {
+        for manager in managers(resource) {
+            let cached =
+                |name: &str| manager.http_filters.iter().filter(|filter| filter.name == name).count();
+            assert_eq!(cached("envoy.filters.http.dynamic_forward_proxy"), 1, "{}", resource.name());
+        }
     }
 }
 

@@ -327,6 +327,11 @@ fn unknown_destinations_follow_the_policy() {
             "/* -> 3128|v1|proxy.shop",
         ),
         (policy(OutboundMode::RegistryOnly, None), "block_all", "/* -> 502"),
+        (
+            policy(OutboundMode::AllowAnyDynamicDns, None),
+            "allow_any_dynamic_dns",
+            "/* -> AllowAnyDynamicDNSCluster",
+        ),
     ];
     for (policy, name, route) in cases {
         let world = World::new().config(|config| config.outbound_traffic_policy = policy);

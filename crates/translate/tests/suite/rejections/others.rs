@@ -109,6 +109,37 @@ fn mesh_configs() {
 }
 
 #[test]
+fn tls_towards_unknown_hosts_needs_the_mode_that_resolves_them() {
+    let translate = |yaml: &str| {
+        let parsed = MeshConfig::parse(&[("test", yaml)]).unwrap();
+        translate::mesh_config(&"cluster.local".into(), &"c1".into(), &parsed.config)
+    };
+    let good =
+        translate("outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: SIMPLE, sni: a.test}}");
+    let config = good.value.unwrap().config;
+    assert_eq!(config.dynamic_dns_tls.unwrap().sni.as_deref(), Some("a.test"));
+    assert!(good.warnings.is_empty(), "{:?}", good.warnings);
+
+    let idle = translate("outboundTrafficPolicy: {mode: ALLOW_ANY, tls: {mode: SIMPLE}}");
+    assert_eq!(idle.warnings[0].field, "mesh.outboundTrafficPolicy.tls");
+    assert_eq!(idle.value.unwrap().config.dynamic_dns_tls, None);
+
+    let unsent = translate(
+        "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, egressProxy: {host: out.test, port: {number: 80}}}",
+    );
+    assert_eq!(unsent.warnings[0].field, "mesh.outboundTrafficPolicy.egressProxy");
+
+    for (tls, field) in [
+        ("{mode: ISTIO_MUTUAL}", "mesh.outboundTrafficPolicy.tls.mode"),
+        ("{mode: SIMPLE, credentialName: x}", "mesh.outboundTrafficPolicy.tls.credentialName"),
+    ] {
+        let bad = translate(&format!("outboundTrafficPolicy: {{mode: ALLOW_ANY_DYNAMIC_DNS, tls: {tls}}}"));
+        assert_eq!(bad.rejections[0].field, field);
+        assert!(bad.value.is_none());
+    }
+}
+
+#[test]
 fn the_defaults_of_both_crates_are_the_same_and_set_fields_arrive() {
     let translate = |yaml: &str| {
         let parsed = MeshConfig::parse(&[("test", yaml)]).unwrap();
