@@ -28,6 +28,7 @@ pub mod material;
 mod pem;
 pub mod renewal;
 pub mod root;
+pub mod rotation;
 mod time;
 
 pub use crate::pem::PemError;
@@ -41,4 +42,5 @@ pub use issue::{BACKDATE, Serial};
 pub use key::{KeyKind, PublicKey, SigningKeyPair};
 pub use material::{IssuerMaterial, Loaded};
 pub use renewal::RenewalPolicy;
+pub use rotation::Rotation;
 pub use time::{UnixTime, Validity};

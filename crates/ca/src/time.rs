@@ -31,6 +31,11 @@ impl UnixTime {
         Self(self.0.saturating_sub(seconds(duration)))
     }
 
+    /// Returns the next moment, at which what was valid until this one is not valid any more.
+    pub(crate) fn next(self) -> Self {
+        self.after(Duration::from_secs(1))
+    }
+
     /// Returns how long after `earlier` this is; nothing if it is not after it.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_secs(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))

@@ -101,3 +101,42 @@ impl Ca {
         CaCertificate::from_der(pem::parse(&self.pem).unwrap().contents()).unwrap()
     }
 }
+
+/// How many cases of a property are tried: `WEFT_CA_CASES`, or `default`.
+pub(crate) fn cases(default: u64) -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "a test is asked for more cases from outside")]
+    let asked = std::env::var("WEFT_CA_CASES").ok();
+    asked.map_or(default, |asked| asked.parse().expect("WEFT_CA_CASES is a number"))
+}
+
+/// Random numbers that are the same for the same seed, wherever the test runs (SplitMix64).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn index(&mut self, length: usize) -> usize {
+        self.below(length as u64) as usize
+    }
+
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+
+    pub(crate) fn pick<'a, T: ?Sized>(&mut self, choices: &[&'a T]) -> &'a T {
+        choices[self.index(choices.len())]
+    }
+}
