@@ -15,6 +15,7 @@
 mod accept;
 mod config;
 mod connection;
+mod counter;
 mod metrics;
 mod peer;
 mod server;
@@ -22,6 +23,7 @@ mod table;
 
 pub use accept::Accept;
 pub use config::{Config, Limits};
+pub use counter::Counter;
 pub use metrics::Metrics;
 pub use peer::Peer;
 pub use server::{Transport, serve};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 4 whole   control-plane · weftctl
-//! 3 edge    controllers · source-dir
+//! 3 edge    controllers · source-dir · identity
 //! 2 state   index · serve · xds · push
 //! 1 pure    translate · compile · explain · ca
 //! 0 words   model · k8s-api · proto
@@ -58,6 +58,7 @@ const TABLE: &[Row] = &[
         &[],
     ),
     row("weft-source-dir", Layer::Edge, &["weft-model", "weft-k8s-api", "weft-translate", "weft-index"], &[]),
+    row("weft-identity", Layer::Edge, &["weft-model", "weft-proto", "weft-ca", "weft-serve"], &[]),
     row("weft-control-plane", Layer::Whole, &[BELOW_WHOLE], &[]),
     row("weftctl", Layer::Whole, &[BELOW_WHOLE], &[]),
     row("weft-toolbox", Layer::Development, &[], &[]),
