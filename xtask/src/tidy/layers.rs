@@ -1,7 +1,7 @@
 //! Which crate may depend on which.
 //!
 //! ```text
-//! 4 whole   control-plane · weftctl
+//! 4 whole   control-plane · weft-agent · weftctl
 //! 3 edge    controllers · source-dir · identity
 //! 2 state   index · serve · xds · push
 //! 1 pure    translate · compile · explain · ca
@@ -60,6 +60,7 @@ const TABLE: &[Row] = &[
     row("weft-source-dir", Layer::Edge, &["weft-model", "weft-k8s-api", "weft-translate", "weft-index"], &[]),
     row("weft-identity", Layer::Edge, &["weft-model", "weft-proto", "weft-ca", "weft-serve"], &[]),
     row("weft-control-plane", Layer::Whole, &[BELOW_WHOLE], &[]),
+    row("weft-agent", Layer::Whole, &["weft-k8s-api", "weft-proto", "weft-ca", "weft-model"], &["weft-serve"]),
     row("weftctl", Layer::Whole, &[BELOW_WHOLE], &[]),
     row("weft-toolbox", Layer::Development, &[], &[]),
     row("weft-testkit", Layer::Development, &[BELOW_WHOLE, "weft-toolbox"], &[]),

@@ -1,0 +1,16 @@
+//! weft-agent, beside an Envoy.
+
+use agent::{Args, run};
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Also when nothing can be logged.
+            eprintln!("weft-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
