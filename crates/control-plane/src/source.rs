@@ -103,6 +103,9 @@ impl Observer for SessionObserver {
             Event::GraceExpired { cluster, warming } => {
                 warn!(%proxy, %cluster, ?warming, "routes no longer wait for a cluster that is not ready");
             }
+            Event::Absent { cluster } => {
+                warn!(%proxy, %cluster, "routes name a destination that does not exist")
+            }
             _ => tracing::debug!(%proxy, ?event, "session"),
         }
     }

@@ -265,6 +265,10 @@ impl Driver {
                 metrics.grace_expirations.get_or_create(&warming_label(*warming)).inc();
                 debug!(proxy = self.node_id, %cluster, ?warming, "no longer waiting for cluster");
             }
+            Event::Absent { cluster } => {
+                metrics.grace_expirations.get_or_create(&ReasonLabel { reason: "absent" }).inc();
+                debug!(proxy = self.node_id, %cluster, "named by routes and does not exist");
+            }
             Event::Stuck { clusters } => {
                 warn!(proxy = self.node_id, ?clusters, "clusters keep the proxy from answering");
             }

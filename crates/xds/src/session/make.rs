@@ -16,22 +16,28 @@ impl Session {
             return;
         }
         let (mut changes, mut removals) = (Changes::new(), Changes::new());
-        let mut settled = Vec::new();
+        let (mut settled, mut absent) = (Vec::new(), Vec::new());
         for name in self.candidates(kind) {
             match channel.desired(&self.snapshot, &name) {
                 Desired::Is(cluster) if channel.differs(cluster) => {
                     changes.insert(name, Some(cluster.clone()));
                 }
-                Desired::Absent if channel.may_have(&name) => {
-                    if self.removable(&name, now) {
+                Desired::Absent if channel.may_have(&name) => match self.use_of(&name, now) {
+                    Use::None => drop(removals.insert(name, None)),
+                    Use::AsTheSnapshotSays if self.absences.is_accepted(&name) => {
                         removals.insert(name, None);
                     }
-                }
+                    Use::AsTheSnapshotSays => absent.push(name),
+                    Use::Until => {}
+                },
                 Desired::Absent if self.denies(kind, &name) => {
                     removals.insert(name, None);
                 }
                 _ => settled.push(name),
             }
+        }
+        for name in absent {
+            self.absences.wait_for(name, now);
         }
         let mut changes = self.isolate(kind, changes, now);
         self.settle_names(kind, settled);
@@ -154,25 +160,41 @@ impl Session {
             && channel.names.keys().any(|name| channel.awaits(&self.snapshot, name))
     }
 
-    /// Whether no route or listener that the client may be using names the cluster. Those that are as the snapshot
-    /// says do not count: it names a destination that it does not have.
-    fn removable(&self, cluster: &str, now: Instant) -> bool {
+    /// Returns whether a route or listener that the client may be using names a cluster which the snapshot lacks.
+    fn use_of(&self, cluster: &str, now: Instant) -> Use {
         let channels = [self.channel(ResourceType::Listener), self.channel(ResourceType::RouteConfiguration)];
         let unknown = self.reconnected
             && (self.listeners_warm_since.is_none_or(|since| now < since + self.options.drain_time)
                 || channels
                     .iter()
                     .any(|channel| !channel.claimed.is_empty() || channel.claimed_set.is_some()));
+        if unknown {
+            return Use::Until;
+        }
         let exists = self.snapshot.clusters.contains_key(cluster);
-        !unknown
-            && !channels
-                .iter()
-                .flat_map(|channel| channel.in_use())
-                .chain(self.draining.iter().map(|draining| &draining.listener))
-                .filter(|resource| resource.needs().clusters.contains(cluster))
-                .any(|resource| {
-                    let newest = self.snapshot.of(resource.kind()).get(resource.name());
-                    exists || newest.is_none_or(|newest| newest.version() != resource.version())
-                })
+        let users = channels
+            .iter()
+            .flat_map(|channel| channel.in_use())
+            .chain(self.draining.iter().map(|draining| &draining.listener))
+            .filter(|resource| resource.needs().clusters.contains(cluster));
+        let mut found = Use::None;
+        for user in users {
+            let newest = self.snapshot.of(user.kind()).get(user.name());
+            if exists || newest.is_none_or(|newest| newest.version() != user.version()) {
+                return Use::Until;
+            }
+            found = Use::AsTheSnapshotSays;
+        }
+        found
     }
+}
+
+/// Whether a cluster that is to be removed is still named.
+enum Use {
+    /// Nothing names it.
+    None,
+    /// Only what is as the snapshot says, which names a destination that it does not have.
+    AsTheSnapshotSays,
+    /// Something that the client will replace or drop, or that is not known.
+    Until,
 }

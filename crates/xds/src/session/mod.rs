@@ -12,6 +12,7 @@
 //! SotW and delta differ in what a request says about subscriptions and in whether a response of clusters or
 //! listeners holds all of them or only the changes. All else is one state machine.
 
+mod absence;
 mod answer;
 mod channel;
 mod make;
@@ -23,6 +24,7 @@ mod warmth;
 pub use status::{ChannelState, ChannelStatus, Quarantined, SessionStatus};
 
 use crate::encode::{Encoder, Frame, Head, set_version};
+use absence::Absences;
 use channel::{Changes, Channel, Sent};
 use proto::resource::{Resource, ResourceType, Snapshot, Warming};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +51,9 @@ pub struct Options {
     pub dns_grace: Duration,
     /// How long routes wait for any other cluster.
     pub grace: Duration,
+    /// How long a destination may be missing before that is believed: routes do not switch to it and it is not taken
+    /// away from them.
+    pub absence_grace: Duration,
     /// After how long an unanswered response no longer holds anything back.
     pub answer_timeout: Duration,
     /// How long the client keeps replaced listeners alive.
@@ -56,10 +61,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// Two seconds for DNS, fifteen for all else, and Envoy's drain time as Istio sets it.
+    /// Two seconds for DNS, five for what does not exist, fifteen for all else, and Envoy's drain time as Istio sets
+    /// it.
     pub const STANDARD: Self = Self {
         dns_grace: Duration::from_secs(2),
         grace: Duration::from_secs(15),
+        absence_grace: Duration::from_secs(5),
         answer_timeout: Duration::from_secs(15),
         drain_time: Duration::from_secs(45),
     };
@@ -168,6 +175,12 @@ pub enum Event {
         /// What it waits for.
         warming: Warming,
     },
+    /// Routes or listeners name a cluster that has been missing for as long as that is doubted. They are sent as they
+    /// are, and the client loses the cluster if it still has it.
+    Absent {
+        /// The cluster.
+        cluster: Arc<str>,
+    },
     /// Clusters without evidence in a response that was not answered in time.
     Stuck {
         /// The clusters.
@@ -203,6 +216,7 @@ pub struct Session {
     revision: u64,
     channels: [Channel; 5],
     warmth: Warmth,
+    absences: Absences,
     /// The client asked for listeners: from here on a CDS acknowledgement means that its clusters are warm.
     initialised: bool,
     /// When the client asked for listeners, if it did so before asking for clusters.
@@ -241,6 +255,7 @@ impl Session {
             revision: 0,
             channels: ResourceType::ALL.map(Channel::new),
             warmth: Warmth::default(),
+            absences: Absences::default(),
             initialised: false,
             clusters_missed_since: None,
             draining: Vec::new(),
@@ -265,6 +280,7 @@ impl Session {
     /// Takes a new snapshot. Only the newest one counts: what was not sent of an earlier one never will be.
     pub fn on_snapshot(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         let previous = std::mem::replace(&mut self.snapshot, snapshot);
+        let mut references_changed = false;
         for channel in &mut self.channels {
             let (old, new) = (previous.of(channel.kind), self.snapshot.of(channel.kind));
             for difference in old.diff(new) {
@@ -273,12 +289,21 @@ impl Session {
                     imbl::ordmap::DiffItem::Update { new: (name, _), .. } => (name, false),
                     imbl::ordmap::DiffItem::Remove(name, _) => (name, true),
                 };
+                match channel.kind {
+                    ResourceType::Cluster if !removed => self.absences.end(name),
+                    ResourceType::Listener | ResourceType::RouteConfiguration => references_changed = true,
+                    _ => {}
+                }
                 // Endpoints, routes and secrets end by the client's unsubscribing.
                 let ends = matches!(channel.kind, ResourceType::Cluster | ResourceType::Listener);
                 if channel.subscribes(name) && (ends || !removed) {
                     channel.dirty.insert(name.clone());
                 }
             }
+        }
+        if references_changed && !self.absences.is_empty() {
+            let snapshot = self.snapshot.clone();
+            self.absences.retain(|cluster| is_named(&snapshot, cluster));
         }
         self.claims_due = true;
         self.pump(now);
@@ -292,6 +317,7 @@ impl Session {
     /// Returns when [`on_timer`](Self::on_timer) has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
         let mut deadlines: Vec<Instant> = self.warmth.deadlines(&self.options).collect();
+        deadlines.extend(self.absences.deadlines(self.options.absence_grace));
         for channel in &self.channels {
             let waits = !channel.dirty.is_empty() || !channel.suspects.is_empty() || channel.answer_due;
             if waits || channel.kind == ResourceType::Cluster {
@@ -369,6 +395,8 @@ impl Session {
         }
         let released = self.warmth.expire(now, &self.options);
         self.report_released(released);
+        let absent = self.absences.expire(now, self.options.absence_grace);
+        self.events.extend(absent.into_iter().map(|cluster| Event::Absent { cluster }));
         self.expire_draining(now);
         if let Some(since) = self.clusters_missed_since
             && now >= since + self.options.answer_timeout
@@ -489,4 +517,10 @@ impl Session {
     fn complete(&self, kind: ResourceType) -> bool {
         self.protocol == Protocol::Sotw && matches!(kind, ResourceType::Cluster | ResourceType::Listener)
     }
+}
+
+/// Whether a route or listener of `snapshot` names the cluster.
+fn is_named(snapshot: &Snapshot, cluster: &str) -> bool {
+    let mut users = snapshot.listeners.values().chain(snapshot.routes.values());
+    users.any(|user| user.needs().clusters.contains(cluster))
 }

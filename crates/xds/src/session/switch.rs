@@ -28,11 +28,11 @@ impl Session {
         }
         let (mut changes, mut removals) = (Changes::new(), Changes::new());
         let mut settled = Vec::new();
-        let mut held = false;
+        let (mut held, mut absent) = (false, Vec::new());
         for name in self.candidates(kind) {
             match channel.desired(&self.snapshot, &name) {
                 Desired::Is(listener) if !channel.differs(listener) => settled.push(name),
-                Desired::Is(listener) if self.listener_ready(listener) => {
+                Desired::Is(listener) if self.listener_ready(listener, &mut absent) => {
                     changes.insert(name, Some(listener.clone()));
                 }
                 Desired::Is(_) => held = true,
@@ -47,6 +47,7 @@ impl Session {
             changes.retain(|name, _| channel.has(name));
             removals.clear();
         }
+        self.wait_for_absent(absent, now);
         let mut changes = self.isolate(kind, changes, now);
         changes.append(&mut removals);
         let again = std::mem::take(&mut self.channel_mut(kind).removed_again);
@@ -63,23 +64,24 @@ impl Session {
     /// Whether a listener can be sent. One that asks for routes it never asked for before waits for their clusters
     /// too: with virtual hosts held back it would answer for hosts that the listener before it still serves. A
     /// client without listeners serves nothing yet, and need not wait for that.
-    fn listener_ready(&self, listener: &Resource) -> bool {
+    fn listener_ready(&self, listener: &Resource, absent: &mut Vec<Arc<str>>) -> bool {
         if !self.gated() {
             return true;
         }
         let channel = self.channel(ResourceType::Listener);
         let starting =
             channel.acked.is_empty() && channel.outstanding.is_empty() && channel.claimed.is_empty();
+        let before = channel.acked.get(listener.name());
+        let known = |cluster: &Arc<str>| {
+            starting || before.is_some_and(|before| before.needs().clusters.contains(cluster))
+        };
+        if !self.unit_ready(&listener.needs().clusters, known, absent) {
+            return false;
+        }
         let routes = self.channel(ResourceType::RouteConfiguration);
-        self.all_ready(&listener.needs().clusters)
-            && (starting
-                || listener
-                    .needs()
-                    .routes
-                    .iter()
-                    .filter(|name| !routes.subscribes(name))
-                    .filter_map(|name| self.snapshot.routes.get(name))
-                    .all(|route| self.all_ready(&route.needs().clusters)))
+        let new = listener.needs().routes.iter().filter(|name| !routes.subscribes(name));
+        let mut new = new.filter_map(|name| self.snapshot.routes.get(name));
+        starting || new.all(|route| self.unit_ready(&route.needs().clusters, |_| false, absent))
     }
 
     pub(super) fn push_routes(&mut self, now: Instant) {
@@ -90,7 +92,7 @@ impl Session {
         }
         let blocked = channel.blocked(now, self.options.answer_timeout);
         let mut changes = Changes::new();
-        let (mut settled, mut partial) = (Vec::new(), BTreeSet::new());
+        let (mut settled, mut partial, mut absent) = (Vec::new(), BTreeSet::new(), Vec::new());
         for name in self.candidates(kind) {
             if blocked && !channel.owed.contains(&name) {
                 continue;
@@ -100,7 +102,7 @@ impl Session {
                 continue;
             }
             match channel.desired(&self.snapshot, &name) {
-                Desired::Is(route) => match self.route_form(route) {
+                Desired::Is(route) => match self.route_form(route, &mut absent) {
                     Form::Send(form) => {
                         let whole = form.version() == route.version();
                         if !whole {
@@ -124,6 +126,7 @@ impl Session {
                 _ => settled.push(name),
             }
         }
+        self.wait_for_absent(absent, now);
         let changes = self.isolate(kind, changes, now);
         self.settle_names(kind, settled);
         let unfinished: Vec<Arc<str>> =
@@ -134,49 +137,102 @@ impl Session {
 
     /// Returns the form of a route configuration that can be sent: its newest, except for virtual hosts that name
     /// clusters which cannot be used yet.
-    fn route_form(&self, route: &Arc<Resource>) -> Form {
-        if !self.gated() || self.all_ready(&route.needs().clusters) {
+    fn route_form(&self, route: &Arc<Resource>, absent: &mut Vec<Arc<str>>) -> Form {
+        let needed = &route.needs().clusters;
+        if !self.gated() || needed.iter().all(|cluster| self.cluster_ready(cluster)) {
             return Form::Send(route.clone());
         }
         let channel = self.channel(ResourceType::RouteConfiguration);
         let name = route.name();
-        let (Some(hosts), false) = (route.virtual_hosts(), channel.claimed.contains_key(name)) else {
-            return Form::Hold;
+        let acked = channel.acked.get(name);
+        let Some(acked) = acked else {
+            // Nothing is known that the client would lose by a destination that does not exist.
+            return match (self.unit_ready(needed, |_| true, absent), channel.claimed.contains_key(name)) {
+                (true, _) => Form::Send(route.clone()),
+                (false, true) => Form::Hold,
+                (false, false) => self.mixed_form(route, &[], |_| true, absent),
+            };
         };
-        if route.shared_clusters().any(|cluster| !self.cluster_ready(cluster)) {
-            return Form::Hold;
+        let known = |cluster: &Arc<str>| acked.needs().clusters.contains(cluster);
+        match acked.virtual_hosts() {
+            Some(before) => self.mixed_form(route, before, known, absent),
+            None if self.unit_ready(needed, known, absent) => Form::Send(route.clone()),
+            None => Form::Hold,
         }
-        let before = match channel.acked.get(name) {
-            Some(acked) => match acked.virtual_hosts() {
-                Some(hosts) => hosts,
-                None => return Form::Hold,
-            },
-            None => &[],
-        };
-        let (ready, held): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| self.all_ready(&host.clusters));
-        if held.iter().any(|host| shares_domain(host, hosts, before)) {
+    }
+
+    /// Returns the virtual hosts of a route configuration that are ready, with those of `before` in place of the others.
+    fn mixed_form(
+        &self,
+        route: &Arc<Resource>,
+        before: &[VirtualHostFragment],
+        known: impl Fn(&Arc<str>) -> bool,
+        absent: &mut Vec<Arc<str>>,
+    ) -> Form {
+        let shared: BTreeSet<Arc<str>> = route.shared_clusters().cloned().collect();
+        let shared_ready = self.unit_ready(&shared, &known, absent);
+        let hosts = route.virtual_hosts().unwrap_or_default();
+        let (ready, held): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| {
+            let earlier = before.iter().find(|earlier| earlier.name == host.name);
+            let known = |cluster: &Arc<str>| match earlier {
+                Some(earlier) => earlier.clusters.contains(cluster),
+                None => before.is_empty() && known(cluster),
+            };
+            self.unit_ready(&host.clusters, known, absent)
+        });
+        if shared_ready && held.is_empty() {
+            return Form::Send(route.clone());
+        }
+        if !shared_ready || held.iter().any(|host| shares_domain(host, hosts, before)) {
             return Form::Hold;
         }
         let kept = before.iter().filter(|host| held.iter().any(|held| held.name == host.name));
         let form = route.with_virtual_hosts(ready.into_iter().chain(kept).cloned().collect());
-        if channel.is_quarantined(name, form.version()) {
+        if self.channel(ResourceType::RouteConfiguration).is_quarantined(route.name(), form.version()) {
             return Form::Hold;
         }
         Form::Send(self.encoder.intern(form))
     }
 
-    fn all_ready(&self, clusters: &BTreeSet<Arc<str>>) -> bool {
-        clusters.iter().all(|cluster| self.cluster_ready(cluster))
+    fn wait_for_absent(&mut self, absent: Vec<Arc<str>>, now: Instant) {
+        for cluster in absent {
+            self.absences.wait_for(cluster, now);
+        }
     }
 
     /// Whether routes may name the cluster: it can be used, or there is none to wait for.
     fn cluster_ready(&self, name: &Arc<str>) -> bool {
         let channel = self.channel(ResourceType::Cluster);
+        let usable = || channel.has(name) && !self.warmth.holds_back(name);
         match channel.desired(&self.snapshot, name) {
-            Desired::Absent => true,
+            Desired::Absent if self.snapshot.clusters.contains_key(name) => true,
+            Desired::Absent => self.absences.is_accepted(name) || usable(),
             Desired::Keep if !channel.has(name) => true,
-            _ => channel.has(name) && !self.warmth.holds_back(name),
+            Desired::Is(_) | Desired::Keep => usable(),
         }
+    }
+
+    /// Whether what names `clusters` can be sent. A cluster that nobody has is added to `absent` and holds it back, unless
+    /// that protects nothing: `known` says of which the client has no better form.
+    fn unit_ready(
+        &self,
+        clusters: &BTreeSet<Arc<str>>,
+        known: impl Fn(&Arc<str>) -> bool,
+        absent: &mut Vec<Arc<str>>,
+    ) -> bool {
+        let mut ready = true;
+        for cluster in clusters.iter().filter(|cluster| !self.cluster_ready(cluster)) {
+            let exists = self.snapshot.clusters.contains_key(cluster)
+                || self.channel(ResourceType::Cluster).has(cluster);
+            if !exists && known(cluster) {
+                continue;
+            }
+            if !exists {
+                absent.push(cluster.clone());
+            }
+            ready = false;
+        }
+        ready
     }
 
     /// Whether a listener that the client acknowledged has all that it needs to take over.

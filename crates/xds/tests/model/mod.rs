@@ -8,5 +8,6 @@
 )]
 
 pub mod envoy;
+pub mod hand;
 pub mod wire;
 pub mod world;

@@ -21,7 +21,9 @@ pub struct Wire {
     pub events: Vec<Event>,
     /// Clusters that were released without evidence, on any stream.
     pub released: BTreeSet<String>,
-    /// Pairs of a host or listener and a cluster that it named when neither the snapshot nor the client had it.
+    /// Clusters whose absence was believed.
+    pub absent: BTreeSet<String>,
+    /// Pairs of a host or listener and a cluster that nobody had when the client was first sent something there.
     pub dangling: BTreeSet<(String, String)>,
     /// Responses on their way.
     pub responses: VecDeque<Response>,
@@ -50,6 +52,7 @@ impl Wire {
             snapshot,
             events: Vec::new(),
             released: BTreeSet::new(),
+            absent: BTreeSet::new(),
             dangling: BTreeSet::new(),
             responses: VecDeque::new(),
             sent: 0,
@@ -61,14 +64,12 @@ impl Wire {
             held: BTreeSet::new(),
             assignments: BTreeSet::new(),
         };
-        wire.note_snapshot();
         wire.client.connect();
         wire
     }
 
     pub fn publish(&mut self, snapshot: &Snapshot) {
         self.snapshot = successor(&self.snapshot, snapshot);
-        self.note_snapshot();
         self.session.on_snapshot(self.snapshot.clone(), self.now);
         self.collect();
     }
@@ -155,17 +156,8 @@ impl Wire {
         self.now - self.start
     }
 
-    /// The snapshot itself may name a destination that it does not have, and take away one that is named.
-    fn note_snapshot(&mut self) {
-        let mut named = Vec::new();
-        for resource in self.snapshot.listeners.values().chain(self.snapshot.routes.values()) {
-            named.extend(users(read(resource.bytes())));
-        }
-        named.retain(|(_, cluster)| !self.snapshot.clusters.contains_key(cluster.as_str()));
-        self.dangling.extend(named);
-    }
-
-    /// (a) What is in use names only clusters that serve, unless nobody has them or they had their grace.
+    /// (a) What is in use names only clusters that serve, unless they had their grace, there or not, or the client had
+    /// nothing that a wait could protect.
     pub fn check_references(&self) {
         if !self.strict {
             return;
@@ -173,6 +165,7 @@ impl Wire {
         for (user, cluster) in self.client.references() {
             if self.client.serves(&cluster)
                 || self.released.contains(&cluster)
+                || self.absent.contains(&cluster)
                 || self.dangling.contains(&(user.clone(), cluster.clone()))
             {
                 continue;
@@ -199,8 +192,10 @@ impl Wire {
     fn collect(&mut self) {
         let events = self.session.take_events();
         for event in &events {
-            if let Event::GraceExpired { cluster, .. } = event {
-                self.released.insert(cluster.to_string());
+            match event {
+                Event::GraceExpired { cluster, .. } => drop(self.released.insert(cluster.to_string())),
+                Event::Absent { cluster } => drop(self.absent.insert(cluster.to_string())),
+                _ => {}
             }
         }
         self.events.extend(events);
@@ -260,18 +255,38 @@ impl Wire {
         }
     }
 
-    /// A destination that does not exist anywhere is sent as it is, and so is one that the client rejected.
+    /// A destination that does not exist anywhere is sent at once only to a client that has nothing there yet, or that
+    /// names it already. One that the client rejected is sent as it is.
     fn note_dangling(&mut self, responses: &[Response]) {
         let status = self.session.status();
-        let clusters = &status.channels[0];
-        let exists = |name: &str| {
-            (self.snapshot.clusters.contains_key(name)
-                && !clusters.quarantined.iter().any(|quarantined| *quarantined.name == *name))
-                || self.held.contains(name)
+        let acked = |kind: ResourceType, name: &str| {
+            status.channels[kind as usize].acked.get(name).map(|acked| read(acked.bytes()))
         };
-        let mut dangling: Vec<(String, String)> =
-            responses.iter().flat_map(|response| self.contents(response)).flat_map(users).collect();
-        dangling.retain(|(_, cluster)| !exists(cluster));
+        let mut dangling = Vec::new();
+        for resource in self.snapshot.listeners.values().chain(self.snapshot.routes.values()) {
+            if acked(resource.kind(), resource.name()).is_none() {
+                let users = users(read(resource.bytes())).into_iter();
+                dangling
+                    .extend(users.filter(|(_, name)| !self.snapshot.clusters.contains_key(name.as_str())));
+            }
+        }
+        for response in responses {
+            for content in self.contents(response) {
+                let name = match &content {
+                    Content::Listener(listener) => &listener.name,
+                    Content::Route(route) => &route.name,
+                    _ => continue,
+                };
+                let known = acked(response.kind, name).map(named).unwrap_or_default();
+                for (unit, user) in named(content.clone()).into_iter().zip(users(content)) {
+                    let quarantined = &status.channels[ResourceType::Cluster as usize].quarantined;
+                    let rejected = quarantined.iter().any(|rejected| *rejected.name == *unit.1);
+                    if !self.held.contains(&unit.1) && (rejected || known.contains(&unit)) {
+                        dangling.push(user);
+                    }
+                }
+            }
+        }
         self.dangling.extend(dangling);
     }
 
@@ -297,6 +312,20 @@ impl Wire {
                 assert!(followed, "{} is sent without its endpoints", cluster.name);
             }
         }
+    }
+}
+
+/// Returns the names of what of a resource names clusters, with each cluster that it names, in the order of [`users`].
+fn named(content: Content) -> Vec<(String, String)> {
+    match content {
+        Content::Listener(listener) => {
+            listener.clusters.into_iter().map(|cluster| (listener.name.clone(), cluster)).collect()
+        }
+        Content::Route(route) => {
+            let hosts = route.hosts.into_iter();
+            hosts.flat_map(|host| host.clusters.into_iter().map(move |c| (host.name.clone(), c))).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
