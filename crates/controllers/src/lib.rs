@@ -20,6 +20,7 @@ mod connect;
 mod kinds;
 mod mesh_settings;
 mod objects;
+mod outage;
 mod run;
 mod source;
 mod state;

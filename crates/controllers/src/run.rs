@@ -4,6 +4,7 @@ use crate::connect::Config;
 use crate::kinds::{Absence, Kind};
 use crate::mesh_settings::{CONFIG_MAP, MeshSettings};
 use crate::objects::{Follower, Objects};
+use crate::outage::Outage;
 use crate::source::{Progress, Source, everywhere};
 use crate::state::{Reporter, States};
 use index::Change;
@@ -62,7 +63,8 @@ pub async fn run(
     states: watch::Sender<States>,
 ) -> Result<(), RunError> {
     let mesh = MeshSettings::new(config.base_mesh_config).map_err(RunError::BaseMeshConfig)?;
-    let mut sources = Sources { client, sender: sender.clone(), states, tasks: JoinSet::new() };
+    let outage = Outage::new(client.clone());
+    let mut sources = Sources { client, sender: sender.clone(), states, outage, tasks: JoinSet::new() };
     sources.follow_mesh_config(mesh, &config.namespace);
     sources.follow::<Service>();
     sources.follow::<EndpointSlice>();
@@ -94,6 +96,7 @@ struct Sources {
     client: Client,
     sender: mpsc::Sender<Change>,
     states: watch::Sender<States>,
+    outage: Outage,
     tasks: JoinSet<()>,
 }
 
@@ -107,6 +110,7 @@ impl Sources {
             reporter: Reporter::new(K::NAME, self.states.clone()),
             sender: self.sender.clone(),
             progress: Progress::new(),
+            outage: self.outage.clone(),
         });
     }
 
@@ -119,6 +123,7 @@ impl Sources {
             reporter: Reporter::new(MESH_CONFIG, self.states.clone()),
             sender: self.sender.clone(),
             progress: Progress::new(),
+            outage: self.outage.clone(),
         });
     }
 

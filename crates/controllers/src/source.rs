@@ -5,12 +5,13 @@
 //!   ▲          └ breaks off: thrown away, again
 //!   └── watch ─▶ Apply, Delete ─▶ the same
 //!          ├ ends after 35 s, or is silent for 40 s: taken up where it was
-//!          └ error: taken up after a pause, or listed again if events may be lost
+//!          └ error: taken up after a pause, or listed again if events may be lost; an outage ends for all sources at once
 //! ```
 
 use crate::backoff::Backoff;
 use crate::kinds::{Absence, Watched};
 use crate::objects::Follower;
+use crate::outage::Outage;
 use crate::state::Reporter;
 use crate::trouble::{Trouble, Verdict};
 use futures::StreamExt;
@@ -42,6 +43,7 @@ pub(crate) struct Source<F: Follower> {
     pub(crate) reporter: Reporter,
     pub(crate) sender: mpsc::Sender<Change>,
     pub(crate) progress: Progress,
+    pub(crate) outage: Outage,
 }
 
 /// How far a source has come.
@@ -70,7 +72,11 @@ impl<F: Follower> Source<F> {
                         listed = Vec::new();
                         let trouble = Trouble::of(&error);
                         self.suffer(&trouble).await?;
-                        tokio::time::sleep(backoff.next_delay()).await;
+                        let delay = backoff.next_delay();
+                        match trouble.is_outage {
+                            true => self.outage.wait(delay).await,
+                            false => tokio::time::sleep(delay).await,
+                        }
                         if trouble.must_list {
                             break;
                         }

@@ -1,0 +1,134 @@
+//! An API server that does not answer, and when it does again.
+//!
+//! Each source has a connection and a backoff of its own. After an outage they would find the API server again at
+//! moments that lie as far apart as the longest backoff, and of two objects that were changed together one would be
+//! known long before the other. So one of those that wait asks every half second, and the first answer ends all waits.
+
+use kube::{Client, Error};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{Mutex, Notify};
+
+/// How often the API server is asked during an outage.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How long it may take to answer.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// What the sources know together of the API server.
+#[derive(Clone)]
+pub(crate) struct Outage {
+    client: Client,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The API server was asked and did not answer.
+    away: AtomicBool,
+    over: Notify,
+    /// Held by the one that asks.
+    asking: Mutex<()>,
+}
+
+impl Outage {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, shared: Arc::default() }
+    }
+
+    /// Waits until the API server answers again, but not longer than `limit`. If it answers all along, the error was not
+    /// an outage, and to be refused on and on must not end the wait.
+    pub(crate) async fn wait(&self, limit: Duration) {
+        let mut over = pin!(self.shared.over.notified());
+        over.as_mut().enable();
+        let ask = async {
+            let _asking = self.shared.asking.lock().await;
+            while !self.is_answering().await {
+                self.shared.away.store(true, Ordering::Relaxed);
+                tokio::time::sleep(INTERVAL).await;
+            }
+            if !self.shared.away.swap(false, Ordering::Relaxed) {
+                std::future::pending().await
+            }
+            self.shared.over.notify_waiters();
+        };
+        tokio::select! {
+            () = tokio::time::sleep(limit) => {}
+            () = over => {}
+            () = ask => {}
+        }
+    }
+
+    async fn is_answering(&self) -> bool {
+        let Ok(request) = http::Request::get("/readyz").body(Vec::new()) else { return false };
+        match tokio::time::timeout(LIMIT, self.client.request_text(request)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => !is_outage(&error),
+            Err(_) => false,
+        }
+    }
+}
+
+/// Returns whether an error says nothing but that there is no API server, or none with time to answer.
+pub(crate) fn is_outage(error: &Error) -> bool {
+    match error {
+        Error::Api(status) => status.code == 429 || status.code >= 500,
+        Error::HyperError(_) | Error::Service(_) | Error::ReadEvents(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Client, Duration, Outage};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::time::Instant;
+
+    /// Returns an API server that is away for its first answers.
+    fn server(away: usize, asked: &Arc<AtomicUsize>) -> Client {
+        let asked = asked.clone();
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let status = if asked.fetch_add(1, Ordering::Relaxed) < away { 503 } else { 200 };
+            let answer = http::Response::builder().status(status).body(kube::client::Body::empty());
+            std::future::ready(answer)
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_of_those_that_wait_asks_and_all_go_on_together() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let outage = Outage::new(server(3, &asked));
+        let started = Instant::now();
+        let waits = (0..10).map(|_| outage.wait(Duration::from_secs(10)));
+        futures::future::join_all(waits).await;
+        assert_eq!(started.elapsed(), Duration::from_millis(1_500));
+        assert_eq!(asked.load(Ordering::Relaxed), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_although_nobody_answers_and_another_one_asks_then() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let outage = Outage::new(server(7, &asked));
+        let started = Instant::now();
+        let first = outage.wait(Duration::from_millis(1_250));
+        let second = outage.wait(Duration::from_secs(10));
+        let (first, second) = tokio::join!(async { (first.await, started.elapsed()).1 }, async {
+            (second.await, started.elapsed()).1
+        });
+        assert_eq!(first, Duration::from_millis(1_250));
+        assert_eq!(second, Duration::from_millis(1_250 + 4 * 500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_answers_all_along_ends_no_wait() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let outage = Outage::new(server(0, &asked));
+        let started = Instant::now();
+        tokio::join!(outage.wait(Duration::from_secs(3)), outage.wait(Duration::from_secs(4)));
+        assert_eq!(started.elapsed(), Duration::from_secs(4));
+        assert!(asked.load(Ordering::Relaxed) <= 2);
+    }
+}
