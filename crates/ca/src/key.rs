@@ -1,8 +1,10 @@
 //! Keys: the public ones that certificates are issued for, and the private ones that sign them.
 
 use crate::der::{self, Malformed, Reader, Signed, Writer};
+use crate::pem;
 use rcgen::{PublicKeyData as _, SigningKey as _};
-use rustls_pki_types::SignatureVerificationAlgorithm;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{PrivateKeyDer, SignatureVerificationAlgorithm};
 use std::fmt;
 use webpki::aws_lc_rs as algorithms;
 
@@ -240,7 +242,11 @@ fn name_of(algorithm: &[u8]) -> String {
 pub struct SigningKeyPair {
     key: rcgen::KeyPair,
     algorithm: &'static dyn SignatureVerificationAlgorithm,
+    /// What its encoding is called in PEM.
+    label: &'static str,
 }
+
+const PKCS8_LABEL: &str = "PRIVATE KEY";
 
 impl SigningKeyPair {
     /// Wraps a key, which the caller may have generated: this crate makes no random choices.
@@ -254,7 +260,7 @@ impl SigningKeyPair {
         .into_iter()
         .find_map(|(known, algorithm)| (key.algorithm() == known).then_some(algorithm))
         .ok_or(SigningKeyError::Unsupported)?;
-        Ok(Self { key, algorithm })
+        Ok(Self { key, algorithm, label: PKCS8_LABEL })
     }
 
     /// Reads a private key in PEM: PKCS#8, PKCS#1 (RSA) or SEC 1 (ECDSA).
@@ -267,7 +273,15 @@ impl SigningKeyPair {
         if !text.contains("PRIVATE KEY-----") {
             return Err(SigningKeyError::NotPem);
         }
-        Self::new(rcgen::KeyPair::from_pem(text).map_err(|_| SigningKeyError::Malformed)?)
+        // The first private key counts: parameters of the curve may stand before it.
+        let der = PrivateKeyDer::from_pem_slice(pem).map_err(|_| SigningKeyError::Malformed)?;
+        let label = match &der {
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            _ => PKCS8_LABEL,
+        };
+        let key = rcgen::KeyPair::try_from(&der).map_err(|_| SigningKeyError::Malformed)?;
+        Ok(Self { label, ..Self::new(key)? })
     }
 
     /// Returns the `SubjectPublicKeyInfo` of its public half.
@@ -275,9 +289,9 @@ impl SigningKeyPair {
         self.key.subject_public_key_info()
     }
 
-    /// Returns the private key in PEM (PKCS#8), for the Secret or file that keeps it.
+    /// Returns the private key in PEM, in the encoding that it was read in, for the Secret or file that keeps it.
     pub fn to_secret_pem(&self) -> String {
-        self.key.serialize_pem()
+        pem::encode(self.label, self.key.serialized_der())
     }
 
     /// Returns the public key without its algorithm.
@@ -328,6 +342,12 @@ mod tests {
         let key = SigningKeyPair::new(rcgen::KeyPair::generate().unwrap()).unwrap();
         let shown = format!("{key:?}");
         assert!(shown.len() < 200 && shown.contains("SigningKeyPair"), "{shown}");
+    }
+
+    #[test]
+    fn a_private_key_is_kept_as_it_is() {
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        assert_eq!(SigningKeyPair::from_pem(pem.as_bytes()).unwrap().to_secret_pem(), pem);
     }
 
     #[test]

@@ -262,6 +262,16 @@ fn an_authority_that_cannot_work_is_not_made() {
     });
     let constrained = root.below_with(params, KeyPair::generate().unwrap());
     made(&constrained, policy()).expect("constraints on DNS names do not concern URIs");
+    // Not every implementation understands constraints on URIs: peers would disagree about what is trusted.
+    let mut params = common::params("constrained", None);
+    let permitted = common::der(0xa0, &[&common::der(0x30, &[&common::der(0x86, &[b"cluster.local"])])]);
+    let value = common::der(0x30, &[&permitted]);
+    let mut constraints = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 30], value);
+    constraints.set_criticality(true);
+    params.custom_extensions.push(constraints);
+    let constrained = root.below_with(params, KeyPair::generate().unwrap());
+    let error = made(&constrained, policy()).unwrap_err();
+    assert!(matches!(error, AuthorityError::NotVerifiable(_)), "{error}");
     let mut params = common::params("for mail", None);
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::EmailProtection];
     let mail = root.below_with(params, KeyPair::generate().unwrap());
