@@ -221,7 +221,7 @@ pub fn parse_value<T: DeserializeOwned>(text: &str, origin: &str) -> Result<Pars
     }
     let tree = trees.pop().unwrap_or_else(|| Tree::empty_map(1));
     let json = tree.to_json();
-    let decoded = decode::typed::<T>(&tree).map_err(|error| error.located(&tree, &origin, None))?;
+    let decoded = deserializer::decode::<T>(&tree).map_err(|error| error.located(&tree, &origin, None))?;
     let warnings = decode::unknown_field_warnings(&tree, decoded.ignored);
     Ok(Parsed { value: decoded.value, json, warnings, lines: tree })
 }

@@ -60,7 +60,12 @@ const TABLE: &[Row] = &[
     row("weft-source-dir", Layer::Edge, &["weft-model", "weft-k8s-api", "weft-translate", "weft-index"], &[]),
     row("weft-identity", Layer::Edge, &["weft-model", "weft-proto", "weft-ca", "weft-serve"], &[]),
     row("weft-control-plane", Layer::Whole, &[BELOW_WHOLE], &[]),
-    row("weft-agent", Layer::Whole, &["weft-k8s-api", "weft-proto", "weft-ca", "weft-model"], &["weft-serve"]),
+    row(
+        "weft-agent",
+        Layer::Whole,
+        &["weft-k8s-api", "weft-proto", "weft-ca", "weft-model"],
+        &["weft-serve"],
+    ),
     row("weftctl", Layer::Whole, &[BELOW_WHOLE], &[]),
     row("weft-toolbox", Layer::Development, &[], &[]),
     row("weft-testkit", Layer::Development, &[BELOW_WHOLE, "weft-toolbox"], &[]),

@@ -6,6 +6,7 @@ use k8s_openapi::api::{core::v1 as full, discovery::v1 as full_discovery};
 use kube_core::Resource;
 use serde::de::DeserializeOwned;
 
+use super::deserializer::{Decoded, Misfit, decode};
 use super::tree::{Path, Step, Tree};
 use super::{DEFAULT_NAMESPACE, Document, Warning, YamlError, YamlErrorKind};
 use crate::core::{ConfigMap, EndpointSlice, Namespace, Node, Pod, Secret, Service};
@@ -19,19 +20,7 @@ use crate::sidecar::Sidecar;
 use crate::virtual_service::VirtualService;
 use crate::workload_entry::WorkloadEntry;
 
-/// A typed value and the paths of fields that it has no place for.
-pub(super) struct Decoded<T> {
-    pub(super) value: T,
-    pub(super) ignored: Vec<Vec<Step>>,
-}
-
-/// Why a value does not fit its type.
-pub(super) struct DecodeError {
-    path: Vec<Step>,
-    message: String,
-}
-
-impl DecodeError {
+impl Misfit {
     pub(super) fn located(self, tree: &Tree, origin: &Arc<str>, object: Option<ObjectKey>) -> YamlError {
         YamlError {
             origin: Arc::clone(origin),
@@ -41,19 +30,6 @@ impl DecodeError {
             kind: YamlErrorKind::Field,
             message: self.message,
         }
-    }
-}
-
-/// Decodes a value, noting fields that are not read.
-pub(super) fn typed<T: DeserializeOwned>(tree: &Tree) -> Result<Decoded<T>, DecodeError> {
-    let mut ignored = Vec::new();
-    let mut note = |path: serde_ignored::Path<'_>| ignored.push(ignored_steps(&path));
-    let mut track = serde_path_to_error::Track::new();
-    let deserializer = serde_ignored::Deserializer::new(tree, &mut note);
-    let result = T::deserialize(serde_path_to_error::Deserializer::new(deserializer, &mut track));
-    match result {
-        Ok(value) => Ok(Decoded { value, ignored }),
-        Err(error) => Err(DecodeError { path: error_steps(&track.path()), message: error.to_string() }),
     }
 }
 
@@ -178,7 +154,7 @@ impl Header {
         wrap: impl FnOnce(Box<K>) -> Object,
     ) -> Result<Document, YamlError> {
         self.check_version(tree, origin, K::DEFINITION.versions)?;
-        let decoded = typed::<K>(tree);
+        let decoded = decode::<K>(tree);
         let Decoded { value, mut ignored } =
             decoded.map_err(|error| error.located(tree, origin, Some(self.key.clone())))?;
         // The root's type has no place for what the header has read, and the status is an open schema.
@@ -202,8 +178,8 @@ impl Header {
         F: DeserializeOwned,
     {
         self.check_version(tree, origin, &[K::version(&()).as_ref()])?;
-        let slim = typed::<K>(tree).map_err(|error| error.located(tree, origin, Some(self.key.clone())))?;
-        let warnings = match typed::<F>(tree) {
+        let slim = decode::<K>(tree).map_err(|error| error.located(tree, origin, Some(self.key.clone())))?;
+        let warnings = match decode::<F>(tree) {
             Ok(full) => unknown_field_warnings(tree, full.ignored),
             Err(error) => {
                 let error = error.located(tree, origin, None);
@@ -281,31 +257,4 @@ fn not_an_object(tree: &Tree, origin: &Arc<str>, message: &str) -> YamlError {
         kind: YamlErrorKind::NotAnObject,
         message: message.to_owned(),
     }
-}
-
-fn ignored_steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
-    use serde_ignored::Path as P;
-    match path {
-        P::Root => Vec::new(),
-        P::Seq { parent, index } => with(ignored_steps(parent), Step::Index(*index)),
-        P::Map { parent, key } => with(ignored_steps(parent), Step::Key(key.clone())),
-        P::Some { parent } | P::NewtypeStruct { parent } | P::NewtypeVariant { parent } => {
-            ignored_steps(parent)
-        }
-    }
-}
-
-fn with(mut steps: Vec<Step>, step: Step) -> Vec<Step> {
-    steps.push(step);
-    steps
-}
-
-fn error_steps(path: &serde_path_to_error::Path) -> Vec<Step> {
-    use serde_path_to_error::Segment as S;
-    let step = |segment: &S| match segment {
-        S::Seq { index } => Some(Step::Index(*index)),
-        S::Map { key } => Some(Step::Key(key.clone())),
-        S::Enum { .. } | S::Unknown => None,
-    };
-    path.iter().filter_map(step).collect()
 }
