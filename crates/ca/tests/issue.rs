@@ -216,6 +216,53 @@ fn a_leaf_does_not_outlive_its_chain() {
 }
 
 #[test]
+fn at_no_time_is_a_leaf_valid_when_its_chain_is_not() {
+    let root = Ca::root("root");
+    let signer = root.below("signer");
+    let roots: TrustBundle = [root.certificate()].into_iter().collect();
+    let material = IssuerMaterial::new(signing(&signer.key), signer.certificate(), &[], &roots, NOW).unwrap();
+    let authority = Authority::new(material, roots, Policy::new(domain()), NOW).unwrap();
+    let chain = authority.validity_of_chain();
+    let request = request(&KeyPair::generate().unwrap());
+    let mut random = common::Random::new(1);
+    let (mut issued, mut refused) = (0, 0);
+    for _ in 0..common::cases(3_000) {
+        // From well before the chain to well after it, and often near its ends.
+        let near = [chain.not_before, chain.not_after, NOW][random.index(3)];
+        let distance = Duration::from_secs(random.next() >> (32 + random.below(30)));
+        let now = if random.below(2) == 0 { near.before(distance) } else { near.after(distance) };
+        let ttl = Duration::from_secs(random.next() >> (40 + random.below(24)));
+        match authority.issue(&request, &reviews(), Some(ttl), now, serial(7)) {
+            Ok(leaf) => {
+                let validity = leaf.validity();
+                assert!(validity.not_before >= chain.not_before && validity.not_before <= now);
+                assert!(validity.not_after <= chain.not_after && validity.not_after > now);
+                let asked = if ttl.is_zero() { DAY } else { ttl };
+                assert!(validity.not_after.since(now) <= asked && asked <= 90 * DAY);
+                issued += 1;
+                continue;
+            }
+            Err(IssueError::TtlTooLong { .. }) => assert!(ttl > 90 * DAY),
+            Err(IssueError::IssuerExpired(end)) => assert!(now >= end),
+            Err(IssueError::IssuerNotYetValid(begin)) => assert!(now < begin),
+            Err(error) => panic!("{error}"),
+        }
+        refused += 1;
+    }
+    assert!(issued > 100 && refused > 100, "{issued} {refused}");
+}
+
+#[test]
+fn serial_numbers_are_positive_and_keep_their_randomness() {
+    for bytes in [[0; 20], [0xff; 20], [0x80; 20]] {
+        let serial = ca::Serial::from_random(bytes);
+        assert!((0x40..0x80).contains(&serial.as_bytes()[0]), "{serial}");
+        assert_eq!(serial.as_bytes()[1..], bytes[1..]);
+        assert_eq!(serial.as_bytes()[0] & 0x3f, bytes[0] & 0x3f);
+    }
+}
+
+#[test]
 fn other_trust_domains_are_not_certified() {
     let authority = authority();
     let request = request(&KeyPair::generate().unwrap());
