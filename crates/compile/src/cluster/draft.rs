@@ -125,6 +125,18 @@ impl Draft {
         fields.fields.insert(field.to_owned(), value);
     }
 
+    /// Has names in requests checked against certificates if nothing was said about it. Envoy demands it of clusters
+    /// that resolve those names and have options of HTTP, also in plain text, where there is no certificate.
+    pub(super) fn check_names_of_requests(&mut self) {
+        if self.http != Http::default() && self.cluster.transport_socket.is_none() {
+            self.http.upstream = Some(UpstreamHttpProtocolOptions {
+                auto_sni: true,
+                auto_san_validation: true,
+                ..UpstreamHttpProtocolOptions::default()
+            });
+        }
+    }
+
     /// Adds the filter that swaps workload metadata where the endpoint agreed to it. Stock Envoy has none: see
     /// [`crate::tls::exchanges_metadata`].
     pub(super) fn exchange_metadata(&mut self) {

@@ -170,6 +170,9 @@ impl Context<'_> {
                 draft.wrap_in_proxy_protocol(version);
             }
         }
+        if discovery == Discovery::DynamicDns {
+            draft.check_names_of_requests();
+        }
         if self.identity.exchanges_metadata {
             draft.exchange_metadata();
         }

@@ -20,6 +20,9 @@ fn resolutions() {
     let race = Service { annotations: [("istio.io/connect-strategy", "RACE_FIRST_TCP_CONNECT")].into_iter().collect(), ..entry(Dns) };
     let moved = Service { ports: vec![ServicePort { target: TargetPort::Number(8080), ..port(80, Protocol::Http) }], ..entry(Passthrough) };
     let dynamic = external("*.org", DynamicDns, &[(80, Protocol::Http)]);
+    let dynamic_http2 = external("*.org", DynamicDns, &[(80, Protocol::Http2)]);
+    let checked = json!({"autoSni": true, "autoSanValidation": true});
+    let options = "/typedExtensionProtocolOptions/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/upstreamHttpProtocolOptions";
     let headless = Service { resolution: Passthrough, ..cart(Protocol::Tcp) };
     let six = OutboundAudience { families: IpFamilies { v4: false, v6: true }, ..sidecar() };
     let named = Endpoint { address: Address::Dns("b.org".into()), weight: Some(2), ..endpoint("10.0.0.1", 80) };
@@ -46,6 +49,7 @@ fn resolutions() {
         ("headless", headless.clone(), &[], sidecar(), "/type", json!("ORIGINAL_DST")),
         ("headless on a gateway", headless.clone(), &[], router(), "/type", json!("EDS")),
         ("dynamic", dynamic.clone(), &[], sidecar(), "/clusterType/typedConfig/dnsCacheConfig", cache),
+        ("dynamic with options of HTTP", dynamic_http2, &[], sidecar(), options, checked),
         ("dynamic balances nothing", dynamic.clone(), &[], sidecar(), "/lbPolicy", json!("CLUSTER_PROVIDED")),
     ];
     for (case, service, endpoints, audience, path, expected) in rows {
