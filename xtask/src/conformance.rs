@@ -3,6 +3,8 @@
 //! A corpus is run as a whole. What passes is kept in a checked-in list that may only grow: with `--ratchet` a
 //! case of the list that fails is an error, and one that passes without being in it is named.
 
+mod envoy;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use envoy::Selection;
 use serde_json::Value;
 use toolbox::Tool;
 
@@ -48,6 +51,18 @@ enum Corpus {
         #[command(flatten)]
         ratchet: Ratchet,
     },
+    /// Start every proxy of scenarios in DIR as a stock Envoy that weftd configures, which must take everything
+    Envoy {
+        /// The folder of scenarios
+        dir: PathBuf,
+        /// Which of them [default: those that `slice.txt` beside DIR lists]
+        names: Vec<String>,
+        /// All of them
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+        #[command(flatten)]
+        ratchet: Ratchet,
+    },
 }
 
 #[derive(clap::Args)]
@@ -62,16 +77,23 @@ struct Ratchet {
 
 /// Runs a corpus.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let weftctl = build_weftctl()?;
     match &args.corpus {
         Corpus::Xds { dir, out, ratchet } => {
             let default = workspace::root().join("target/conformance/xds");
-            let outcome = xds(&weftctl, dir, out.as_ref().unwrap_or(&default))?;
+            let outcome = xds(&build_weftctl()?, dir, out.as_ref().unwrap_or(&default))?;
             judge("xds", &outcome, ratchet)
         }
         Corpus::Simulation { dir, ratchet } => {
-            let outcome = simulation(&weftctl, dir)?;
+            let outcome = simulation(&build_weftctl()?, dir)?;
             judge("simulation", &outcome, ratchet)
+        }
+        Corpus::Envoy { dir, names, all, ratchet } => {
+            let selection = match (all, names.as_slice()) {
+                (true, _) => Selection::All,
+                (false, []) => Selection::Slice,
+                (false, names) => Selection::Named(names),
+            };
+            judge("envoy", &envoy::run(dir, &selection)?, ratchet)
         }
     }
 }
@@ -84,6 +106,11 @@ pub(crate) fn ratchet(corpus: &str, dir: &Path) -> anyhow::Result<()> {
         _ => simulation(&weftctl, dir)?,
     };
     judge(corpus, &outcome, &Ratchet { ratchet: true, update: false })
+}
+
+/// Runs the scenarios that the list beside the corpus in `dir` names in real Envoys; all must pass.
+pub(crate) fn slice_in_envoys(dir: &Path) -> anyhow::Result<()> {
+    judge("envoy", &envoy::run(dir, &Selection::Slice)?, &Ratchet { ratchet: false, update: false })
 }
 
 /// Whether each case passes.

@@ -14,10 +14,12 @@
 pub mod echo;
 pub mod envoy;
 pub mod http;
+pub mod isolation;
 pub mod kubernetes;
 pub mod loopback;
 pub mod pki;
 pub mod process;
+pub mod sds;
 
 use std::fmt;
 use std::io;
@@ -28,6 +30,7 @@ use std::time::{Duration, Instant};
 pub use echo::{HttpEcho, TcpEcho};
 pub use envoy::Envoy;
 pub use kubernetes::{ApiServer, ApiServerOptions, ControllerManager, Etcd};
+pub use sds::SecretServer;
 
 use crate::tools::MissingTool;
 

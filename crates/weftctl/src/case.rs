@@ -86,7 +86,8 @@ impl CaseProxy {
         Ok(Shared::new(proxy))
     }
 
-    fn node(&self) -> Node {
+    /// Returns how the proxy introduces itself.
+    pub(crate) fn node(&self) -> Node {
         let id = match self.id.as_str() {
             "" => format!("{}.{}", self.name, self.namespace),
             id => id.to_owned(),

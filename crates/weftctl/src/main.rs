@@ -2,6 +2,7 @@
 
 mod case;
 mod mesh;
+mod nodes;
 mod simulate;
 mod translate;
 
@@ -20,6 +21,9 @@ struct Cli {
 enum Command {
     /// Print what each proxy of a case gets, as {proxy: {clusters, listeners, routes, endpoints}} in protobuf JSON
     Translate(translate::Args),
+    /// Print how each proxy of a case introduces itself, as {meshConfig, nodes: {proxy: node}}: what a bootstrap of
+    /// Envoy and `weftd --mesh-config` take
+    Nodes(nodes::Args),
     /// Print what becomes of each call of a case: listener, filter chain, route, cluster, or why it is refused
     Simulate(simulate::Args),
 }
@@ -27,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Translate(args) => translate::run(&args),
+        Command::Nodes(args) => nodes::run(&args),
         Command::Simulate(args) => simulate::run(&args),
     };
     match result {

@@ -24,14 +24,28 @@ use crate::repository;
 /// If it does not build.
 pub fn executable() -> anyhow::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    built(&BUILT, "WEFTD", "weftd")
+}
+
+/// As [`executable`], for weftctl and `WEFTCTL`.
+///
+/// # Errors
+///
+/// If it does not build.
+pub fn weftctl() -> anyhow::Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    built(&BUILT, "WEFTCTL", "weftctl")
+}
+
+fn built(once: &OnceLock<Result<PathBuf, String>>, variable: &str, program: &str) -> anyhow::Result<PathBuf> {
+    if let Some(given) = env::var_os(variable).filter(|value| !value.is_empty()) {
+        return Ok(given.into());
+    }
+    let built = once.get_or_init(|| build(program).map_err(|error| format!("{error:#}")));
     built.clone().map_err(anyhow::Error::msg)
 }
 
-fn build() -> anyhow::Result<PathBuf> {
-    if let Some(given) = env::var_os("WEFTD").filter(|value| !value.is_empty()) {
-        return Ok(given.into());
-    }
+fn build(program: &str) -> anyhow::Result<PathBuf> {
     let own = env::current_exe().context("where is this program?")?;
     let profiles = ["debug", "release"];
     let profile =
@@ -40,23 +54,17 @@ fn build() -> anyhow::Result<PathBuf> {
 
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
-    command.current_dir(repository()).args([
-        "build",
-        "--quiet",
-        "--package",
-        "weft-control-plane",
-        "--bin",
-        "weftd",
-    ]);
+    // Of the whole workspace, so that dependencies are those of every other build.
+    command.current_dir(repository()).args(["build", "--quiet", "--workspace", "--bin", program]);
     command.arg("--target-dir").arg(profile.parent().unwrap_or(profile));
     if profile.ends_with("release") {
         command.arg("--release");
     }
     let status = command.stdin(Stdio::null()).status().context("cannot run cargo")?;
     if !status.success() {
-        bail!("weftd does not build: {status}");
+        bail!("{program} does not build: {status}");
     }
-    Ok(profile.join("weftd"))
+    Ok(profile.join(program))
 }
 
 /// Runs weftd with these arguments to its end and returns what it said; `None` if it has not ended within `limit`.
@@ -106,8 +114,19 @@ impl Weftd {
     ///
     /// As [`Weftd::start`].
     pub fn start_with(network: &Network, arguments: &[OsString]) -> anyhow::Result<Self> {
-        let (grpc, http, monitoring) =
-            (network.socket(255, 1, 15010), network.socket(255, 1, 8080), network.socket(255, 1, 15014));
+        let ports = [15010, 8080, 15014].map(|port| network.socket(255, 1, port));
+        Self::start_at(ports, arguments)
+    }
+
+    /// Starts weftd on these addresses for xDS, readiness, and debug pages.
+    ///
+    /// # Errors
+    ///
+    /// As [`Weftd::start`].
+    pub fn start_at(
+        [grpc, http, monitoring]: [SocketAddr; 3],
+        arguments: &[OsString],
+    ) -> anyhow::Result<Self> {
         let scratch = Scratch::new("weftd")?;
         let mut command = Command::new(executable()?);
         command.args(arguments).args(["--shutdown-duration", "1s"]);

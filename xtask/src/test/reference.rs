@@ -39,20 +39,18 @@ pub(super) fn comparisons() -> anyhow::Result<Vec<(&'static str, Comparison)>> {
         println!("\nskipped: comparisons with the reference material, which is not at {}", shared.display());
         return Ok(Vec::new());
     }
-    let (xds, simulation) = (shared.clone(), shared.clone());
+    let (xds, simulation, envoys) = (shared.clone(), shared.clone(), shared.join("conformance/xds"));
     Ok(vec![
         ("crd parity", Box::new(move || crd_parity(&shared))),
         ("conformance xds", Box::new(move || conformance("xds", &xds))),
         ("conformance simulation", Box::new(move || conformance("simulation", &simulation))),
+        ("conformance envoy", Box::new(move || verdict(crate::conformance::slice_in_envoys(&envoys)))),
     ])
 }
 
 /// Runs a corpus: what is in its checked-in list must pass.
 fn conformance(corpus: &str, shared: &Path) -> Tests {
-    match crate::conformance::ratchet(corpus, &shared.join("conformance").join(corpus)) {
-        Ok(()) => Tests::one("", true),
-        Err(error) => Tests::broken(&error),
-    }
+    verdict(crate::conformance::ratchet(corpus, &shared.join("conformance").join(corpus)))
 }
 
 fn crd_parity(shared: &Path) -> Tests {
@@ -71,7 +69,11 @@ fn crd_parity(shared: &Path) -> Tests {
 
 /// Runs a command whose status is the verdict.
 fn one(command: &mut Command) -> Tests {
-    match process::run(command, LIMIT) {
+    verdict(process::run(command, LIMIT))
+}
+
+fn verdict(result: anyhow::Result<()>) -> Tests {
+    match result {
         Ok(()) => Tests::one("", true),
         Err(error) => Tests::broken(&error),
     }

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    date_time_ymd,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -60,6 +61,20 @@ impl Authority {
         let key = new_key();
         let certificate = params.signed_by(&key, &self.issuer).expect("the parameters are complete");
         Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
+    }
+
+    /// Returns a list of revoked certificates, with none in it.
+    pub fn revocation_list_pem(&self) -> String {
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(4000, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).expect("the parameters are complete");
+        list.pem().expect("a list has a text form")
     }
 
     /// Returns a client that trusts this authority only.
