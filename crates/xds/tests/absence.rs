@@ -102,7 +102,7 @@ fn a_route_that_changes_before_its_service_exists_waits_for_it() {
     hand.publish(&contents);
     // Others do not wait: `i` is new and has what it needs.
     let routes = hand.one();
-    assert_eq!(hosts(&routes), ["i->{\"b\"}", "h->{\"a\"}"]);
+    assert_eq!(hosts(&routes), ["h->{\"a\"}", "i->{\"b\"}"]);
     hand.answer(&routes, None);
     hand.wait(GRACE - MOMENT);
     assert!(hand.take().is_empty());
@@ -143,6 +143,22 @@ fn a_subset_renamed_in_two_steps_leaves_no_gap_in_either_order() {
         let route = &status.channels[RDS as usize].acked["r"];
         assert!(route.needs().clusters.contains("a2"), "{:?}", route.needs());
     }
+}
+
+#[test]
+fn nothing_moves_to_or_from_a_service_whose_end_is_doubted() {
+    let mut contents = two();
+    contents[5] = route("r", vec![host("h", &["a", "b"]), host("i", &["b"])]);
+    let mut hand = Hand::settled(&contents);
+    let mut after = contents[2..].to_vec();
+    after[3] = route("r", vec![host("h", &["a"]), host("i", &["a"])]);
+    hand.publish(&after);
+    assert!(hand.take().is_empty());
+    hand.wait(GRACE);
+    let routes = hand.one();
+    assert_eq!(hosts(&routes), ["h->{\"a\"}", "i->{\"a\"}"]);
+    hand.answer(&routes, None);
+    assert_eq!(hand.summary(), [removed(CDS, &["a"])]);
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn a_virtual_host_waits_for_its_new_cluster_and_the_others_do_not() {
     let responses = hand.take();
     assert_eq!(responses.iter().map(|response| response.kind).collect::<Vec<_>>(), [CDS, RDS]);
     // `h` in its last acknowledged form, `new` not at all.
-    assert_eq!(hosts(&responses[1]), ["i->{\"a\"}", "j->{\"a\"}", "h->{\"a\"}"]);
+    assert_eq!(hosts(&responses[1]), ["h->{\"a\"}", "i->{\"a\"}", "j->{\"a\"}"]);
     hand.answer(&responses[1], None);
     hand.answer(&responses[0], None);
     let routes = hand.one();

@@ -3,6 +3,7 @@
 use super::channel::{Changes, Desired};
 use super::{Protocol, Session};
 use proto::resource::ResourceType;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -81,10 +82,15 @@ impl Session {
             return;
         }
         let blocked = channel.blocked(now, self.options.answer_timeout);
+        let waiting = match kind {
+            ResourceType::ClusterLoadAssignment => self.endpoints_that_wait(now),
+            _ => BTreeSet::new(),
+        };
+        let channel = self.channel(kind);
         let mut changes = Changes::new();
         let mut settled = Vec::new();
         for name in self.candidates(kind) {
-            if blocked && !channel.owed.contains(&name) {
+            if (blocked || waiting.contains(&name)) && !channel.owed.contains(&name) {
                 continue;
             }
             if !channel.subscribes(&name) {

@@ -15,6 +15,7 @@
 mod absence;
 mod answer;
 mod channel;
+mod leaving;
 mod make;
 mod status;
 mod subscribe;
@@ -26,6 +27,7 @@ pub use status::{ChannelState, ChannelStatus, Quarantined, SessionStatus};
 use crate::encode::{Encoder, Frame, Head, set_version};
 use absence::Absences;
 use channel::{Changes, Channel, Sent};
+use leaving::Waiting;
 use proto::resource::{Resource, ResourceType, Snapshot, Warming};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -54,6 +56,8 @@ pub struct Options {
     /// How long a destination may be missing before that is believed: routes do not switch to it and it is not taken
     /// away from them.
     pub absence_grace: Duration,
+    /// How long endpoints wait for routes that are to leave their cluster.
+    pub endpoint_grace: Duration,
     /// After how long an unanswered response no longer holds anything back.
     pub answer_timeout: Duration,
     /// How long the client keeps replaced listeners alive.
@@ -61,12 +65,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// Two seconds for DNS, five for what does not exist, fifteen for all else, and Envoy's drain time as Istio sets
+    /// Two seconds for DNS and for endpoints, five for what does not exist, fifteen for all else, and Envoy's drain time as Istio sets
     /// it.
     pub const STANDARD: Self = Self {
         dns_grace: Duration::from_secs(2),
         grace: Duration::from_secs(15),
         absence_grace: Duration::from_secs(5),
+        endpoint_grace: Duration::from_secs(2),
         answer_timeout: Duration::from_secs(15),
         drain_time: Duration::from_secs(45),
     };
@@ -217,6 +222,7 @@ pub struct Session {
     channels: [Channel; 5],
     warmth: Warmth,
     absences: Absences,
+    waiting: Waiting,
     /// The client asked for listeners: from here on a CDS acknowledgement means that its clusters are warm.
     initialised: bool,
     /// When the client asked for listeners, if it did so before asking for clusters.
@@ -256,6 +262,7 @@ impl Session {
             channels: ResourceType::ALL.map(Channel::new),
             warmth: Warmth::default(),
             absences: Absences::default(),
+            waiting: Waiting::default(),
             initialised: false,
             clusters_missed_since: None,
             draining: Vec::new(),
@@ -318,6 +325,7 @@ impl Session {
     pub fn next_deadline(&self) -> Option<Instant> {
         let mut deadlines: Vec<Instant> = self.warmth.deadlines(&self.options).collect();
         deadlines.extend(self.absences.deadlines(self.options.absence_grace));
+        deadlines.extend(self.waiting.deadlines(self.options.endpoint_grace));
         for channel in &self.channels {
             let waits = !channel.dirty.is_empty() || !channel.suspects.is_empty() || channel.answer_due;
             if waits || channel.kind == ResourceType::Cluster {

@@ -7,6 +7,28 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// What the client has in the place of something that names clusters.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    /// Nothing that it could lose.
+    Nothing,
+    /// A form that names these.
+    Names(&'a BTreeSet<Arc<str>>),
+    /// Something else that takes its requests.
+    Others,
+}
+
+impl Before<'_> {
+    /// Whether to name the cluster changes nothing.
+    fn names(self, cluster: &Arc<str>) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Names(known) => known.contains(cluster),
+            Self::Others => false,
+        }
+    }
+}
+
 /// What can be sent of a resource.
 enum Form {
     /// This.
@@ -71,17 +93,18 @@ impl Session {
         let channel = self.channel(ResourceType::Listener);
         let starting =
             channel.acked.is_empty() && channel.outstanding.is_empty() && channel.claimed.is_empty();
-        let before = channel.acked.get(listener.name());
-        let known = |cluster: &Arc<str>| {
-            starting || before.is_some_and(|before| before.needs().clusters.contains(cluster))
+        let before = match channel.acked.get(listener.name()) {
+            _ if starting => Before::Nothing,
+            Some(before) => Before::Names(&before.needs().clusters),
+            None => Before::Others,
         };
-        if !self.unit_ready(&listener.needs().clusters, known, absent) {
+        if !self.unit_ready(&listener.needs().clusters, before, absent) {
             return false;
         }
         let routes = self.channel(ResourceType::RouteConfiguration);
         let new = listener.needs().routes.iter().filter(|name| !routes.subscribes(name));
         let mut new = new.filter_map(|name| self.snapshot.routes.get(name));
-        starting || new.all(|route| self.unit_ready(&route.needs().clusters, |_| false, absent))
+        starting || new.all(|route| self.unit_ready(&route.needs().clusters, Before::Others, absent))
     }
 
     pub(super) fn push_routes(&mut self, now: Instant) {
@@ -139,55 +162,65 @@ impl Session {
     /// clusters which cannot be used yet.
     fn route_form(&self, route: &Arc<Resource>, absent: &mut Vec<Arc<str>>) -> Form {
         let needed = &route.needs().clusters;
-        if !self.gated() || needed.iter().all(|cluster| self.cluster_ready(cluster)) {
+        let all_ready = || needed.iter().all(|cluster| self.cluster_ready(cluster));
+        if !self.gated() || (!self.endpoints_are_owed() && all_ready()) {
             return Form::Send(route.clone());
         }
         let channel = self.channel(ResourceType::RouteConfiguration);
         let name = route.name();
         let acked = channel.acked.get(name);
         let Some(acked) = acked else {
-            // Nothing is known that the client would lose by a destination that does not exist.
-            return match (self.unit_ready(needed, |_| true, absent), channel.claimed.contains_key(name)) {
+            let ready = self.unit_ready(needed, Before::Nothing, absent);
+            return match (ready, channel.claimed.contains_key(name)) {
                 (true, _) => Form::Send(route.clone()),
                 (false, true) => Form::Hold,
-                (false, false) => self.mixed_form(route, &[], |_| true, absent),
+                (false, false) => self.mixed_form(route, None, absent),
             };
         };
-        let known = |cluster: &Arc<str>| acked.needs().clusters.contains(cluster);
-        match acked.virtual_hosts() {
-            Some(before) => self.mixed_form(route, before, known, absent),
-            None if self.unit_ready(needed, known, absent) => Form::Send(route.clone()),
-            None => Form::Hold,
+        if acked.virtual_hosts().is_some() {
+            return self.mixed_form(route, Some(acked), absent);
+        }
+        match self.unit_ready(needed, Before::Names(&acked.needs().clusters), absent) {
+            true => Form::Send(route.clone()),
+            false => Form::Hold,
         }
     }
 
-    /// Returns the virtual hosts of a route configuration that are ready, with those of `before` in place of the others.
+    /// Returns the virtual hosts of a route configuration that are ready, with those of `acked` in place of the others.
     fn mixed_form(
         &self,
         route: &Arc<Resource>,
-        before: &[VirtualHostFragment],
-        known: impl Fn(&Arc<str>) -> bool,
+        acked: Option<&Arc<Resource>>,
         absent: &mut Vec<Arc<str>>,
     ) -> Form {
+        let before = acked.and_then(|acked| acked.virtual_hosts()).unwrap_or_default();
         let shared: BTreeSet<Arc<str>> = route.shared_clusters().cloned().collect();
-        let shared_ready = self.unit_ready(&shared, &known, absent);
+        let shared_before = acked.map_or(Before::Nothing, |acked| Before::Names(&acked.needs().clusters));
+        let shared_ready = self.unit_ready(&shared, shared_before, absent);
         let hosts = route.virtual_hosts().unwrap_or_default();
-        let (ready, held): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| {
-            let earlier = before.iter().find(|earlier| earlier.name == host.name);
-            let known = |cluster: &Arc<str>| match earlier {
-                Some(earlier) => earlier.clusters.contains(cluster),
-                None => before.is_empty() && known(cluster),
+        let (mut held, mut mixed) = (Vec::new(), Vec::new());
+        for host in hosts {
+            let earlier = before.iter().find(|before| before.name == host.name);
+            let names = match earlier {
+                _ if acked.is_none() => Before::Nothing,
+                Some(earlier) => Before::Names(&earlier.clusters),
+                None => Before::Others,
             };
-            self.unit_ready(&host.clusters, known, absent)
-        });
+            if self.unit_ready(&host.clusters, names, absent) {
+                mixed.push(host.clone());
+            } else {
+                held.push(host);
+                mixed.extend(earlier.cloned());
+            }
+        }
         if shared_ready && held.is_empty() {
             return Form::Send(route.clone());
         }
         if !shared_ready || held.iter().any(|host| shares_domain(host, hosts, before)) {
             return Form::Hold;
         }
-        let kept = before.iter().filter(|host| held.iter().any(|held| held.name == host.name));
-        let form = route.with_virtual_hosts(ready.into_iter().chain(kept).cloned().collect());
+        // In the order of the new form: one that changes nothing but what is held back is equal to the one before.
+        let form = route.with_virtual_hosts(mixed);
         if self.channel(ResourceType::RouteConfiguration).is_quarantined(route.name(), form.version()) {
             return Form::Hold;
         }
@@ -203,32 +236,37 @@ impl Session {
     /// Whether routes may name the cluster: it can be used, or there is none to wait for.
     fn cluster_ready(&self, name: &Arc<str>) -> bool {
         let channel = self.channel(ResourceType::Cluster);
-        let usable = || channel.has(name) && !self.warmth.holds_back(name);
         match channel.desired(&self.snapshot, name) {
             Desired::Absent if self.snapshot.clusters.contains_key(name) => true,
-            Desired::Absent => self.absences.is_accepted(name) || usable(),
+            Desired::Absent => self.absences.is_accepted(name),
             Desired::Keep if !channel.has(name) => true,
-            Desired::Is(_) | Desired::Keep => usable(),
+            Desired::Is(_) | Desired::Keep => channel.has(name) && !self.warmth.holds_back(name),
         }
     }
 
-    /// Whether what names `clusters` can be sent. A cluster that nobody has is added to `absent` and holds it back, unless
-    /// that protects nothing: `known` says of which the client has no better form.
+    /// Whether what names `clusters` can be sent. One that the snapshot lacks is added to `absent` and holds it back,
+    /// unless that protects nothing: the client does not have it either, and `before` names it already, or there is
+    /// nothing before.
     fn unit_ready(
         &self,
         clusters: &BTreeSet<Arc<str>>,
-        known: impl Fn(&Arc<str>) -> bool,
+        before: Before<'_>,
         absent: &mut Vec<Arc<str>>,
     ) -> bool {
         let mut ready = true;
-        for cluster in clusters.iter().filter(|cluster| !self.cluster_ready(cluster)) {
-            let exists = self.snapshot.clusters.contains_key(cluster)
-                || self.channel(ResourceType::Cluster).has(cluster);
-            if !exists && known(cluster) {
+        for cluster in clusters {
+            if self.cluster_ready(cluster) {
+                ready &= before.names(cluster) || !self.owes_endpoints(cluster);
                 continue;
             }
-            if !exists {
-                absent.push(cluster.clone());
+            if !self.snapshot.clusters.contains_key(cluster) {
+                match before {
+                    Before::Nothing => continue,
+                    _ if before.names(cluster) && !self.channel(ResourceType::Cluster).has(cluster) => {
+                        continue;
+                    }
+                    _ => absent.push(cluster.clone()),
+                }
             }
             ready = false;
         }
