@@ -7,6 +7,7 @@ use model::hand::{Hand, hosts, removed, said, sent};
 use model::wire::{DRAIN, Wire};
 use model::world::{
     Content, HostSpec, Kind, Quality, bad, cluster, eds, endpoints, host, listener, route, set, snapshot,
+    with_secret,
 };
 use prost::Message;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
@@ -125,6 +126,52 @@ fn a_secret_that_never_comes_holds_back_its_cluster_until_its_grace_is_over() {
     let released = Event::GraceExpired { cluster: "b".into(), warming: Warming::Assignment };
     assert!(events.contains(&released), "{events:?}");
     assert!(events.contains(&Event::Stuck { clusters: vec!["b".into()] }), "{events:?}");
+}
+
+#[test]
+fn a_starting_client_is_told_of_secrets_that_do_not_exist() {
+    let mut contents = vec![with_secret(eds("a", 0), "s"), endpoints("a", 0)];
+    contents.push(with_secret(listener("l", 0, &[], &[]), "t"));
+    let mut hand = Hand::new(Protocol::Delta, &contents);
+    hand.subscribe(CDS, &[]);
+    hand.ack_all();
+    hand.subscribe(SDS, &["s"]);
+    let denial = hand.one();
+    assert_eq!(said(Protocol::Delta, &denial), removed(SDS, &["s"]), "its clusters wait for it");
+    hand.answer(&denial, None);
+    hand.subscribe(LDS, &[]);
+    hand.ack_all();
+    hand.subscribe(SDS, &["t"]);
+    let denial = hand.one();
+    assert_eq!(said(Protocol::Delta, &denial), removed(SDS, &["t"]), "its first listener waits for it");
+    hand.answer(&denial, None);
+
+    contents.push(Content::Secret("t".to_owned(), 0));
+    hand.publish(&contents);
+    assert_eq!(hand.summary(), [sent(SDS, &["t"])], "it is there now");
+}
+
+#[test]
+fn what_is_in_use_may_wait_for_what_takes_its_place() {
+    let mut contents = vec![listener("l", 0, &[], &[])];
+    let mut hand = Hand::settled(&contents);
+    contents[0] = with_secret(listener("l", 0, &[], &[]), "s");
+    hand.publish(&contents);
+    hand.ack_all();
+    hand.subscribe(SDS, &["s"]);
+    assert!(hand.take().is_empty());
+    contents.push(Content::Secret("s".to_owned(), 0));
+    hand.publish(&contents);
+    assert_eq!(hand.summary(), [sent(SDS, &["s"])]);
+}
+
+#[test]
+fn a_reconnected_client_is_not_told_of_secrets_that_do_not_exist() {
+    let mut hand = Hand::new(Protocol::Delta, &basic());
+    hand.claim(CDS, &[], &[("a", "1")]);
+    hand.take();
+    hand.subscribe(SDS, &["s"]);
+    assert!(hand.take().is_empty());
 }
 
 #[test]

@@ -113,7 +113,15 @@ fn listener(address: u8) -> impl Strategy<Value = Option<Content>> {
         let (other, version, routes, clusters, bad) = choice?;
         let name = format!("l{address}{}", if other { "b" } else { "" });
         let quality = if bad { Quality::Bad } else { Quality::Good };
-        Some(Content::Listener(ListenerSpec { name, address, version, routes, clusters, quality }))
+        Some(Content::Listener(ListenerSpec {
+            name,
+            address,
+            version,
+            routes,
+            clusters,
+            secret: None,
+            quality,
+        }))
     })
 }
 

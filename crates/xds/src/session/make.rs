@@ -149,13 +149,24 @@ impl Session {
     }
 
     /// Whether the client has to be told that there is nothing under a name it asked for. Clients that get all
-    /// clusters never are: Envoy keeps what it has until it unsubscribes.
+    /// clusters are told of secrets only, while they start: Envoy keeps anything else until it unsubscribes, and what
+    /// replaces something in use may as well wait for its secret.
     pub(super) fn denies(&self, kind: ResourceType, name: &str) -> bool {
         let channel = self.channel(kind);
         self.protocol == Protocol::Delta
-            && !self.gated()
+            && (!self.gated() || kind == ResourceType::Secret && self.delays_start(name))
             && channel.owed.contains(name)
             && !channel.awaits(&self.snapshot, name)
+    }
+
+    /// Whether a client that serves nothing yet waits for the secret: before it has asked for listeners, or with its
+    /// first ones. A single missing certificate would keep a starting Envoy from serving anything for 15 seconds.
+    fn delays_start(&self, secret: &str) -> bool {
+        let listeners = self.channel(ResourceType::Listener);
+        let first = listeners.sent_seq == self.first_listeners;
+        let set = listeners.sent_set();
+        let mut waiting = set.values().filter(|listener| listener.needs().secrets.contains(secret));
+        !self.reconnected && (!self.initialised || first && waiting.next().is_some())
     }
 
     /// Whether a SotW response, which holds everything subscribed to, has to wait for names still being compiled: the

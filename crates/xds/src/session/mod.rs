@@ -227,6 +227,8 @@ pub struct Session {
     initialised: bool,
     /// When the client asked for listeners, if it did so before asking for clusters.
     clusters_missed_since: Option<Instant>,
+    /// The number of the first response with listeners; 0 before it is sent.
+    first_listeners: u64,
     draining: Vec<Draining>,
     /// The client had state when it came: it may use clusters that nothing known here names.
     reconnected: bool,
@@ -265,6 +267,7 @@ impl Session {
             waiting: Waiting::default(),
             initialised: false,
             clusters_missed_since: None,
+            first_listeners: 0,
             draining: Vec::new(),
             reconnected: false,
             listeners_warm_since: None,
@@ -424,6 +427,9 @@ impl Session {
     /// Sends a response with `changes`, and remembers it until it is answered.
     fn send(&mut self, kind: ResourceType, changes: Changes, now: Instant) {
         self.seq += 1;
+        if kind == ResourceType::Listener && self.first_listeners == 0 {
+            self.first_listeners = self.seq;
+        }
         let nonce = self.nonce(self.seq);
         let channel = &self.channels[kind as usize];
         let complete =

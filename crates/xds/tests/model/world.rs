@@ -41,6 +41,7 @@ pub struct ListenerSpec {
     pub version: u8,
     pub routes: BTreeSet<String>,
     pub clusters: BTreeSet<String>,
+    pub secret: Option<String>,
     pub quality: Quality,
 }
 
@@ -129,6 +130,7 @@ pub fn resource(content: &Content) -> Arc<Resource> {
         Content::Listener(spec) => {
             needs.clusters = names(&spec.clusters);
             needs.routes = names(&spec.routes);
+            needs.secrets = spec.secret.iter().map(|name| name.as_str().into()).collect();
             whole(ResourceType::Listener, &spec.name, needs)
         }
         Content::Route(spec) => {
@@ -212,8 +214,19 @@ pub fn listener(name: &str, address: u8, routes: &[&str], clusters: &[&str]) -> 
         version: 0,
         routes: set(routes),
         clusters: set(clusters),
+        secret: None,
         quality: Quality::Good,
     })
+}
+
+/// Returns a cluster or listener that waits for a secret.
+pub fn with_secret(content: Content, name: &str) -> Content {
+    let secret = Some(name.to_owned());
+    match content {
+        Content::Cluster(spec) => Content::Cluster(ClusterSpec { secret, ..spec }),
+        Content::Listener(spec) => Content::Listener(ListenerSpec { secret, ..spec }),
+        other => other,
+    }
 }
 
 /// Returns `content` in a form that clients reject.
