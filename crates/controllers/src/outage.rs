@@ -37,26 +37,28 @@ impl Outage {
         Self { client, shared: Arc::default() }
     }
 
-    /// Waits until the API server answers again, but not longer than `limit`. If it answers all along, the error was not
-    /// an outage, and to be refused on and on must not end the wait.
-    pub(crate) async fn wait(&self, limit: Duration) {
+    /// Waits until the API server answers again, but not longer than `limit`, and returns whether it does. If it answers
+    /// all along, the error was not an outage, and to be refused on and on must not end the wait. What a server says of
+    /// a kind while it starts, that there is none or that it may not be listed, is part of its outage.
+    pub(crate) async fn wait(&self, limit: Duration) -> bool {
         let mut over = pin!(self.shared.over.notified());
         over.as_mut().enable();
         let ask = async {
-            let _asking = self.shared.asking.lock().await;
+            let asking = self.shared.asking.lock().await;
             while !self.is_answering().await {
                 self.shared.away.store(true, Ordering::Relaxed);
                 tokio::time::sleep(INTERVAL).await;
             }
             if !self.shared.away.swap(false, Ordering::Relaxed) {
-                std::future::pending().await
+                drop(asking);
+                return std::future::pending().await;
             }
             self.shared.over.notify_waiters();
         };
         tokio::select! {
-            () = tokio::time::sleep(limit) => {}
-            () = over => {}
-            () = ask => {}
+            () = tokio::time::sleep(limit) => false,
+            () = over => true,
+            () = ask => true,
         }
     }
 
@@ -71,7 +73,7 @@ impl Outage {
 }
 
 /// Returns whether an error says nothing but that there is no API server, or none with time to answer.
-pub(crate) fn is_outage(error: &Error) -> bool {
+fn is_outage(error: &Error) -> bool {
     match error {
         Error::Api(status) => status.code == 429 || status.code >= 500,
         Error::HyperError(_) | Error::Service(_) | Error::ReadEvents(_) => true,
@@ -115,11 +117,11 @@ mod tests {
         let started = Instant::now();
         let first = outage.wait(Duration::from_millis(1_250));
         let second = outage.wait(Duration::from_secs(10));
-        let (first, second) = tokio::join!(async { (first.await, started.elapsed()).1 }, async {
-            (second.await, started.elapsed()).1
+        let (first, second) = tokio::join!(async { (first.await, started.elapsed()) }, async {
+            (second.await, started.elapsed())
         });
-        assert_eq!(first, Duration::from_millis(1_250));
-        assert_eq!(second, Duration::from_millis(1_250 + 4 * 500));
+        assert_eq!(first, (false, Duration::from_millis(1_250)));
+        assert_eq!(second, (true, Duration::from_millis(1_250 + 4 * 500)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -73,9 +73,8 @@ impl<F: Follower> Source<F> {
                         let trouble = Trouble::of(&error);
                         self.suffer(&trouble).await?;
                         let delay = backoff.next_delay();
-                        match trouble.is_outage {
-                            true => self.outage.wait(delay).await,
-                            false => tokio::time::sleep(delay).await,
+                        if self.outage.wait(delay).await {
+                            backoff = Backoff::new();
                         }
                         if trouble.must_list {
                             break;

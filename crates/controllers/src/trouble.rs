@@ -1,6 +1,5 @@
 //! What an error of a list or watch means.
 
-use crate::outage::is_outage;
 use kube::Error;
 use kube::runtime::watcher;
 use std::error::Error as _;
@@ -12,8 +11,6 @@ pub(crate) struct Trouble {
     pub(crate) message: String,
     /// What it says about the kind.
     pub(crate) verdict: Verdict,
-    /// Whether it says nothing but that the API server does not answer.
-    pub(crate) is_outage: bool,
     /// Whether events may be lost, or the watch cannot be taken up where it broke off. Only a list helps then.
     pub(crate) must_list: bool,
 }
@@ -43,7 +40,6 @@ impl Trouble {
             watcher::Error::InitialListFailed(error) => Self {
                 message: format!("cannot list: {}", reason(error)),
                 verdict: verdict(error),
-                is_outage: is_outage(error),
                 must_list: false,
             },
             watcher::Error::WatchStartFailed(error) => Self {
@@ -53,25 +49,21 @@ impl Trouble {
                     // Only lists say whether a kind is there.
                     _ => Verdict::Failed,
                 },
-                is_outage: is_outage(error),
                 must_list: code(error).is_some_and(|code| !is_busy(code)),
             },
             watcher::Error::WatchError(status) => Self {
                 message: format!("the API server ended the watch: {}", status_reason(status)),
                 verdict: if status.code == 410 { Verdict::Expired } else { Verdict::Failed },
-                is_outage: is_busy(status.code),
                 must_list: !is_busy(status.code),
             },
             watcher::Error::WatchFailed(error) => Self {
                 message: format!("the watch broke: {}", reason(error)),
                 verdict: Verdict::Failed,
-                is_outage: is_outage(error),
                 must_list: !matches!(error, Error::ReadEvents(_) | Error::HyperError(_) | Error::Service(_)),
             },
             watcher::Error::NoResourceVersion => Self {
                 message: "the API server sent an object without a version".to_owned(),
                 verdict: Verdict::Failed,
-                is_outage: false,
                 must_list: true,
             },
         }
