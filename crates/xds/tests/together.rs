@@ -108,15 +108,30 @@ fn a_route_that_names_the_cluster_already_does_not_wait() {
 }
 
 #[test]
-fn hosts_that_change_places_do_not_wait_for_each_other() {
+fn a_route_that_comes_waits_for_endpoints_that_wait_for_one_that_leaves() {
+    let mut contents = two();
+    contents.extend([eds("c", 0), endpoints("c", 0)]);
+    let mut hand = Hand::settled(&contents);
+    contents[1] = endpoints("a", 1);
+    contents[5] = route("r", vec![host("h", &["c"]), host("i", &["a"])]);
+    hand.publish(&contents);
+    let first = hand.one();
+    assert_eq!(hosts(&first), ["h->{\"c\"}", "i->{\"b\"}"]);
+    hand.answer(&first, None);
+    let responses = hand.take();
+    assert_eq!(responses.iter().map(|response| response.kind).collect::<Vec<_>>(), [EDS, RDS]);
+    assert_eq!(hosts(&responses[1]), ["h->{\"c\"}", "i->{\"a\"}"]);
+}
+
+#[test]
+fn hosts_that_change_places_while_both_their_endpoints_change_take_two_seconds() {
     let mut contents = two();
     let mut hand = Hand::settled(&contents);
     contents[1] = endpoints("a", 1);
     contents[3] = endpoints("b", 1);
     contents[5] = route("r", vec![host("h", &["b"]), host("i", &["a"])]);
     hand.publish(&contents);
-    let routes = hand.one();
-    assert_eq!(hosts(&routes), ["h->{\"b\"}", "i->{\"a\"}"]);
-    hand.answer(&routes, None);
-    assert_eq!(hand.summary(), [sent(EDS, &["a", "b"])]);
+    assert!(hand.take().is_empty());
+    hand.wait(GRACE);
+    assert_eq!(hand.summary(), [sent(EDS, &["a", "b"]), sent(RDS, &["r"])]);
 }

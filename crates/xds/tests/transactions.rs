@@ -384,3 +384,46 @@ fn an_empty_story_ends() {
     assert_eq!(*wire.snapshot.clusters.keys().collect::<Vec<&Arc<str>>>(), Vec::<&Arc<str>>::new());
     assert!(wire.client.initialised);
 }
+
+/// A response that was on its way when an earlier one was rejected is rejected too, and so would be all that repeat it.
+#[test]
+fn what_was_rejected_is_not_repeated_for_ever() {
+    let by_name = Some(set(&["l0", "l1"]));
+    let character = Character {
+        protocol: Protocol::Sotw,
+        by_name,
+        silent: BTreeSet::new(),
+        resolves: true,
+        drain: DRAIN,
+    };
+    let listener = |name: &str, address, route: &str| model::world::listener(name, address, &[route], &[]);
+    let secret = || Content::Secret("s".to_owned(), 0);
+    let host = model::world::host;
+    let route = |name: &str, hosts| model::world::route(name, hosts);
+    let c3 = ClusterSpec {
+        name: "c3".to_owned(),
+        version: 0,
+        warming: Kind::Eds,
+        secret: Some("s".to_owned()),
+        quality: Quality::Good,
+    };
+    let first = vec![
+        model::world::bad(route("r0", Vec::new()), Quality::BadUnnamed),
+        route("r1", Vec::new()),
+        listener("l0", 0, "r0"),
+        listener("l1", 1, "r1"),
+        secret(),
+    ];
+    let last = vec![
+        model::world::bad(model::world::eds("c2", 2), Quality::Bad),
+        endpoints("c2", 0),
+        Content::Cluster(c3),
+        endpoints("c3", 0),
+        route("r0", vec![host("h2", &["c4"])]),
+        route("r1", vec![host("h1", &["c3"]), host("h2", &["c2"])]),
+        listener("l1", 1, "r0"),
+        secret(),
+    ];
+    let steps = vec![Step::Requests(1), Step::Responses(1), Step::Requests(2)];
+    check_end(&tell(&Story { character, snapshots: vec![first, vec![secret()], last], steps }, false));
+}

@@ -3,7 +3,8 @@
 //!
 //! Endpoints wait for routes that are to leave their cluster: the endpoints that come were never meant for these.
 //! Routes wait for endpoints that were not sent yet: those that go are not meant for routes that come. The former is
-//! bounded by a grace, since endpoints that are gone must not be asked for long because a cluster is stuck.
+//! bounded by a grace, since endpoints that are gone must not be asked for long because a cluster is stuck, or because
+//! two hosts change places and wait for each other.
 
 use super::Session;
 use super::channel::Desired;
@@ -76,21 +77,21 @@ impl Session {
         left.flat_map(|cluster| cluster.needs().assignments.iter().cloned()).collect()
     }
 
-    /// Whether changed endpoints were not sent yet because earlier ones are not acknowledged.
+    /// Whether there are changed endpoints that were not sent: earlier ones are not acknowledged, or they wait for routes.
     pub(super) fn endpoints_are_owed(&self) -> bool {
         let endpoints = self.channel(ResourceType::ClusterLoadAssignment);
-        !endpoints.dirty.is_empty() && endpoints.blocked(self.now, self.options.answer_timeout)
+        let blocked = endpoints.blocked(self.now, self.options.answer_timeout);
+        !endpoints.dirty.is_empty() && (blocked || !self.waiting.0.is_empty())
     }
 
-    /// Whether that is so for endpoints of the cluster. Those that wait for routes are not waited for by routes.
+    /// Whether there are such endpoints of the cluster.
     pub(super) fn owes_endpoints(&self, cluster: &str) -> bool {
         let endpoints = self.channel(ResourceType::ClusterLoadAssignment);
-        let is_owed = |name: &Arc<str>| endpoints.dirty.contains(name) && !self.waiting.0.contains_key(name);
-        self.endpoints_are_owed()
-            && self
-                .snapshot
-                .clusters
-                .get(cluster)
-                .is_some_and(|cluster| cluster.needs().assignments.iter().any(is_owed))
+        let blocked = endpoints.blocked(self.now, self.options.answer_timeout);
+        let is_owed = |name: &Arc<str>| {
+            endpoints.dirty.contains(name) && (blocked || self.waiting.0.contains_key(name))
+        };
+        let cluster = self.snapshot.clusters.get(cluster);
+        cluster.is_some_and(|cluster| cluster.needs().assignments.iter().any(is_owed))
     }
 }

@@ -432,8 +432,17 @@ impl Session {
         }
         let nonce = self.nonce(self.seq);
         let channel = &self.channels[kind as usize];
-        let complete =
-            self.protocol == Protocol::Sotw && matches!(kind, ResourceType::Cluster | ResourceType::Listener);
+        let complete = self.complete(kind);
+        let mut changes = changes;
+        if complete {
+            // It would repeat what was rejected while further responses were on their way, and be rejected for that.
+            let unanswered = channel.outstanding.iter().flat_map(|sent| sent.changes.values().flatten());
+            let rejected = unanswered.filter(|form| channel.is_quarantined(form.name(), form.version()));
+            for form in rejected.map(|form| form.name().clone()).collect::<BTreeSet<_>>() {
+                let acked = channel.acked.get(&form).cloned();
+                changes.entry(form).or_insert(acked);
+            }
+        }
 
         let set = if self.protocol == Protocol::Sotw {
             let mut set = channel.sent_set();
@@ -464,7 +473,6 @@ impl Session {
 
         let seq = self.seq;
         let channel = self.channel_mut(kind);
-        let mut changes = changes;
         if complete {
             // The response repeats what earlier ones said, and its answer is about all of it.
             let mut repeated = Changes::new();
