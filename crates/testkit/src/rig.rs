@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use echo::{HttpEcho, TcpEcho};
 pub use envoy::Envoy;
-pub use kubernetes::{ApiServer, ApiServerOptions, ControllerManager, Etcd};
+pub use kubernetes::{ApiServer, ApiServerOptions, ControllerManager, Etcd, Kubectl};
 pub use sds::SecretServer;
 
 use crate::tools::MissingTool;

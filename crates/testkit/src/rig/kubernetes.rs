@@ -217,20 +217,13 @@ impl ApiServer {
 
     /// Runs kubectl as the administrator and returns what it prints; an error holds what it says.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String, RigError> {
-        let mut kubectl = Command::new(tools::kubectl()?);
+        self.kubectl_of_admin().run(arguments)
+    }
+
+    /// Returns the administrator's kubectl, which can be used while the API server is killed and started.
+    pub fn kubectl_of_admin(&self) -> Kubectl {
         // What it has discovered of another API server on this address must not be believed.
-        kubectl.arg("--cache-dir").arg(self.scratch.path().join("kubectl"));
-        kubectl.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments);
-        let output = kubectl.output().map_err(RigError::io("could not start kubectl"))?;
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
-            return Ok(printed);
-        }
-        let errors = String::from_utf8_lossy(&output.stderr);
-        Err(RigError::Command {
-            command: format!("kubectl {}", arguments.join(" ")),
-            output: printed + &errors,
-        })
+        Kubectl { kubeconfig: self.kubeconfig().to_owned(), cache: self.scratch.path().join("kubectl") }
     }
 
     fn command(&self) -> Result<Command, RigError> {
@@ -262,6 +255,32 @@ impl ApiServer {
         }
         command.args(&self.options.arguments);
         Ok(command)
+    }
+}
+
+/// A kubectl and whom it speaks for. Its files live as long as the [`ApiServer`].
+#[derive(Clone, Debug)]
+pub struct Kubectl {
+    kubeconfig: PathBuf,
+    cache: PathBuf,
+}
+
+impl Kubectl {
+    /// Runs it and returns what it prints; an error holds what it says.
+    pub fn run(&self, arguments: &[&str]) -> Result<String, RigError> {
+        let mut kubectl = Command::new(tools::kubectl()?);
+        kubectl.arg("--cache-dir").arg(&self.cache);
+        kubectl.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
+        let output = kubectl.output().map_err(RigError::io("could not start kubectl"))?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(printed);
+        }
+        let errors = String::from_utf8_lossy(&output.stderr);
+        Err(RigError::Command {
+            command: format!("kubectl {}", arguments.join(" ")),
+            output: printed + &errors,
+        })
     }
 }
 
