@@ -12,6 +12,7 @@
 pub mod app;
 pub mod client;
 pub mod config;
+pub mod edits;
 pub mod network;
 pub mod proxy;
 pub mod weftd;

@@ -1,23 +1,22 @@
 //! A real API server: what it accepts and refuses, and weftd following it, through its failures too.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use e2e::config::Config;
+use anyhow::Context;
+use e2e::edits::{Cluster, Options, Rollout, Target};
 use e2e::network::Network;
 use e2e::weftd::Weftd;
-use e2e::{PATIENCE, eventually, proxy, repository};
-use testkit::rig::http::Request;
-use testkit::rig::{ApiServer, Envoy, Etcd};
+use e2e::{proxy, repository};
+use testkit::rig::{ApiServer, Etcd};
 
 /// How often the API server is killed.
 const KILLS: u16 = 20;
+/// How many edits are made from one kill to the next.
+const EDITS_PER_KILL: u16 = 5;
 
 #[test]
 fn crds_and_samples_are_accepted_and_what_is_bad_is_refused() {
@@ -43,46 +42,52 @@ fn crds_and_samples_are_accepted_and_what_is_bad_is_refused() {
 }
 
 #[test]
-fn edits_by_kubectl_arrive_and_nothing_is_lost_while_the_api_server_is_killed() {
-    let network = Network::claim().unwrap();
+fn edits_by_kubectl_fail_no_request_and_nothing_is_lost_while_the_api_server_is_killed() {
     let etcd = Etcd::start().unwrap();
     let mut server = server_with_crds(&etcd);
-    let cluster = Cluster { manifests: Config::new().unwrap(), network };
-    for sample in ["traffic-shifting", "fault"] {
-        cluster.apply_sample(&server, sample).unwrap();
-    }
-    let arguments = [OsString::from("--kubeconfig"), server.kubeconfig().into()];
-    let weftd = Weftd::start_with(&cluster.network, &arguments).unwrap();
-    let gateway = proxy::start_gateway(weftd.grpc()).unwrap();
-    eventually("endpoints", PATIENCE, || has_endpoints(&gateway))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", weftd.log()));
-    cluster.edit_and_wait(&server, 400).unwrap_or_else(|error| panic!("{error:#}\n{}", weftd.log()));
+    let options = Options { seed: 1, clients: 2 };
+    let mut rollout = Rollout::start(Cluster::new(&server).unwrap(), &options).unwrap();
 
-    let stop = AtomicBool::new(false);
-    let lost = Mutex::new(None);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                if let Err(error) = has_endpoints(&gateway) {
-                    lost.lock().unwrap().get_or_insert(format!("{error:#}"));
-                }
-                thread::sleep(Duration::from_millis(20));
-            }
-        });
-        let result = (1..=KILLS).try_for_each(|number| {
-            server.kill();
-            // Envoys go on meanwhile.
-            ensure!(
-                cluster.status()? == 400 + number - 1,
-                "{number}: another answer while the API server is dead"
-            );
-            server.resume()?;
-            cluster.edit_and_wait(&server, 400 + number).with_context(|| format!("after kill {number}"))
+    let (never_empty, stop) = (rollout.never_empty(), AtomicBool::new(false));
+    let watch = || {
+        let mut probes = 0;
+        while !stop.load(Ordering::Relaxed) {
+            never_empty()?;
+            probes += 1;
+            thread::sleep(Duration::from_millis(20));
+        }
+        anyhow::Ok(probes)
+    };
+    let (edited, probes) = thread::scope(|scope| {
+        let watch = scope.spawn(watch);
+        let edited = (1..=KILLS).try_for_each(|kill| {
+            edit_through_a_crash(&mut server, &mut rollout).with_context(|| format!("kill {kill}"))
         });
         stop.store(true, Ordering::Relaxed);
-        result.unwrap_or_else(|error: anyhow::Error| panic!("{error:#}\n{}", weftd.log()));
+        (edited, watch.join().unwrap())
     });
-    assert_eq!(*lost.lock().unwrap(), None, "{}", weftd.log());
+    edited.unwrap_or_else(|error| panic!("{error:#}\n{}", rollout.log()));
+    let probes = probes.unwrap_or_else(|error| panic!("{error:#}\n{}", rollout.log()));
+
+    rollout.settle().unwrap();
+    rollout.ensure_nothing_is_left().unwrap();
+    assert!(rollout.failures().is_empty(), "{}", rollout.report());
+    let (network, arguments) = (Network::claim().unwrap(), rollout.target().weftd_arguments());
+    let weftd = Weftd::start_with(&network, &arguments).unwrap();
+    rollout.ensure_same_from_scratch(&proxy::start_gateway(weftd.grpc()).unwrap()).unwrap();
+    println!("{} requests, 0 failed, {probes} probes; {}", rollout.requests(), rollout.settling());
+    assert!(rollout.requests() > 1_000 && probes > 100);
+}
+
+/// Kills the API server a moment after an edit, and goes on with edits while it starts again.
+fn edit_through_a_crash(server: &mut ApiServer, rollout: &mut Rollout<Cluster>) -> anyhow::Result<()> {
+    thread::sleep(Duration::from_millis(rollout.below(300)));
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| server.restart());
+        let edited = (0..EDITS_PER_KILL).try_for_each(|_| rollout.edit().map(drop));
+        restart.join().expect("it does not panic")?;
+        edited
+    })
 }
 
 fn server_with_crds(etcd: &Etcd) -> ApiServer {
@@ -101,56 +106,4 @@ fn samples() -> Vec<PathBuf> {
     folders.sort();
     assert!(folders.len() > 10, "{folders:?}");
     folders
-}
-
-/// Checks that Envoy has the endpoints of the sample `traffic-shifting`.
-fn has_endpoints(gateway: &Envoy) -> anyhow::Result<()> {
-    let hosts = proxy::hosts(gateway)?;
-    for (subset, address) in [("v1", "10.244.2.1:8000"), ("v2", "10.244.2.2:8000")] {
-        let name = format!("outbound|8000|{subset}|echo.traffic-shifting.svc.cluster.local");
-        let got = hosts.get(&name).with_context(|| format!("no cluster {name}"))?;
-        ensure!(got.contains(address), "{name} has {got:?}");
-    }
-    Ok(())
-}
-
-/// What is in the cluster.
-struct Cluster {
-    manifests: Config,
-    network: Network,
-}
-
-impl Cluster {
-    fn apply(&self, server: &ApiServer, name: &str, text: &str) -> anyhow::Result<()> {
-        self.manifests.write(name, text)?;
-        let path = self.manifests.file(name).display().to_string();
-        // An API server that has just started may refuse for a moment.
-        eventually("kubectl apply", PATIENCE, || Ok(server.kubectl(&["apply", "-f", &path]).map(drop)?))
-    }
-
-    fn apply_sample(&self, server: &ApiServer, sample: &str) -> anyhow::Result<()> {
-        for file in ["app.yaml", &format!("{sample}.yaml")] {
-            let text = fs::read_to_string(repository().join("samples").join(sample).join(file))?;
-            self.apply(server, &format!("{sample}-{file}"), &self.network.bind_gateways(&text))?;
-        }
-        Ok(())
-    }
-
-    /// Makes the gateway answer `status` by itself, by kubectl, and waits until it does.
-    fn edit_and_wait(&self, server: &ApiServer, status: u16) -> anyhow::Result<()> {
-        let text = fs::read_to_string(repository().join("samples/fault/fault.yaml"))?;
-        let (before, _) = text.split_once("  - name: plain\n").context("the sample has changed")?;
-        let text = format!("{before}  - name: plain\n    directResponse:\n      status: {status}\n");
-        self.apply(server, "fault-fault.yaml", &self.network.bind_gateways(&text))?;
-        eventually(&format!("{status}"), Duration::from_secs(60), || {
-            let got = self.status()?;
-            ensure!(got == status, "{got}");
-            Ok(())
-        })
-    }
-
-    fn status(&self) -> anyhow::Result<u16> {
-        let request = Request::get("/").header("host", "fault.samples.example");
-        Ok(request.send(self.network.gateway(8080))?.status)
-    }
 }

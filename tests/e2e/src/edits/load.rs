@@ -7,13 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use e2e::client::Client;
-
-use crate::mesh::{Mesh, Pod, Random};
+use super::{Mesh, Outcome, Pod, Random};
+use crate::client::Client;
 
 /// Every configuration that there has been, and the one that Envoy is known to follow.
 #[derive(Debug)]
-pub(crate) struct History(Mutex<Inner>);
+pub struct History(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -24,29 +23,30 @@ struct Inner {
 }
 
 impl History {
-    pub(crate) fn new(mesh: Arc<Mesh>) -> Self {
+    /// Begins with a configuration that Envoy follows.
+    pub fn new(mesh: Arc<Mesh>) -> Self {
         let meshes = vec![(mesh, "the start".to_owned())];
         Self(Mutex::new(Inner { meshes, settled: 0, soon: VecDeque::new() }))
     }
 
     /// Adds a configuration. Must be called before any of it is written.
-    pub(crate) fn push(&self, mesh: Arc<Mesh>, what: String) {
+    pub fn push(&self, mesh: Arc<Mesh>, what: String) {
         self.lock().meshes.push((mesh, what));
     }
 
     /// Returns the index of the newest configuration.
-    pub(crate) fn newest(&self) -> usize {
+    pub fn newest(&self) -> usize {
         let inner = self.lock();
         inner.meshes.len() - 1
     }
 
     /// Notes that Envoy follows the configuration `index` or a newer one, `delay` from now.
-    pub(crate) fn settled_in(&self, index: usize, delay: Duration) {
+    pub fn settled_in(&self, index: usize, delay: Duration) {
         self.lock().soon.push_back((index, Instant::now() + delay));
     }
 
-    /// Returns the oldest configuration that a request which starts now may meet.
-    fn oldest(&self) -> usize {
+    /// Returns the index of the oldest configuration that a request which starts now may meet.
+    pub fn oldest(&self) -> usize {
         let mut inner = self.lock();
         while let Some((index, from)) = inner.soon.front().copied()
             && Instant::now() >= from
@@ -57,17 +57,13 @@ impl History {
         inner.settled
     }
 
-    /// Returns whether the configurations since `oldest` let `pod` answer for `host`. While edits of different
-    /// objects are rolled out at once, each may arrive before the other: routes may be those of one configuration and
-    /// endpoints those of another, but neither may be anything that nobody has asked for.
-    fn allows(&self, oldest: usize, host: u8, pod: Pod) -> bool {
-        let inner = self.lock();
-        let mut recent = inner.meshes.iter().skip(oldest).map(|(mesh, _)| mesh);
-        recent.clone().any(|mesh| mesh.routes(host, pod)) && recent.any(|mesh| mesh.has(pod))
+    /// Returns the configurations from `oldest` to the newest.
+    pub fn since(&self, oldest: usize) -> Vec<Arc<Mesh>> {
+        self.lock().meshes.iter().skip(oldest).map(|(mesh, _)| mesh.clone()).collect()
     }
 
     /// Returns which edits are being rolled out.
-    pub(crate) fn recent(&self) -> String {
+    pub fn recent(&self) -> String {
         let inner = self.lock();
         let since = inner.settled;
         let edits: Vec<&str> = inner.meshes.iter().skip(since).map(|(_, what)| what.as_str()).collect();
@@ -80,12 +76,14 @@ impl History {
 }
 
 /// The clients.
-pub(crate) struct Load {
+#[derive(Debug)]
+pub struct Load {
     gateway: SocketAddr,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
+#[derive(Debug)]
 struct Shared {
     history: Arc<History>,
     stopping: AtomicBool,
@@ -94,13 +92,15 @@ struct Shared {
 }
 
 impl Load {
-    pub(crate) fn new(gateway: SocketAddr, history: Arc<History>) -> Self {
+    /// Returns clients of a gateway that send nothing yet.
+    pub fn new(gateway: SocketAddr, history: Arc<History>) -> Self {
         let (stopping, requests) = (AtomicBool::new(false), AtomicU64::new(0));
         let shared = Arc::new(Shared { history, stopping, requests, failures: Mutex::new(Vec::new()) });
         Self { gateway, shared, threads: Vec::new() }
     }
 
-    pub(crate) fn start(&mut self, clients: u32, seed: u64) {
+    /// Starts clients.
+    pub fn start(&mut self, clients: u32, seed: u64) {
         for number in 0..clients {
             let (shared, gateway) = (self.shared.clone(), self.gateway);
             let random = Random::new(seed ^ u64::from(number + 1) << 32);
@@ -108,11 +108,13 @@ impl Load {
         }
     }
 
-    pub(crate) fn requests(&self) -> u64 {
+    /// Returns how many requests were sent.
+    pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn failures(&self) -> Vec<String> {
+    /// Returns what failed.
+    pub fn failures(&self) -> Vec<String> {
         self.shared.failures().clone()
     }
 }
@@ -133,7 +135,12 @@ impl Shared {
             let host = u8::try_from(random.below(Mesh::host_count().into())).expect("there are few hosts");
             let oldest = self.history.oldest();
             let result = match client.get(&Mesh::host_name(host), "/") {
-                Ok(answer) if answer.status == 200 => self.judge(oldest, host, &answer.body),
+                Ok(answer) if answer.status == 200 => {
+                    pod(&answer.body).and_then(|pod| self.judge(oldest, host, Outcome::Pod(pod)))
+                }
+                Ok(answer) if answer.status == 503 => self
+                    .judge(oldest, host, Outcome::Unavailable)
+                    .map_err(|reason| format!("{reason}: {} {}", answer.body, answer.flags)),
                 Ok(answer) => Err(format!("{} {} {}", answer.status, answer.body, answer.flags)),
                 Err(error) => Err(error.to_string()),
             };
@@ -146,14 +153,27 @@ impl Shared {
         }
     }
 
-    fn judge(&self, oldest: usize, host: u8, body: &str) -> Result<(), String> {
-        let mut numbers = body.split(' ').map(|word| word.parse().ok());
-        let mut number = || numbers.next().flatten().ok_or_else(|| format!("an answer of nobody: {body:?}"));
-        let pod = Pod { service: number()?, version: number()?, number: number()? };
-        if self.history.allows(oldest, host, pod) { Ok(()) } else { Err(format!("pod {pod} may not answer")) }
+    /// An answer is allowed if one of the configurations that may have been in use allows it, routes and endpoints
+    /// together.
+    fn judge(&self, oldest: usize, host: u8, outcome: Outcome) -> Result<(), String> {
+        let recent = self.history.since(oldest);
+        if recent.iter().any(|mesh| mesh.allows(host, outcome)) {
+            return Ok(());
+        }
+        Err(match outcome {
+            Outcome::Pod(pod) => format!("pod {pod} may not answer"),
+            Outcome::Unavailable => "503".to_owned(),
+        })
     }
 
     fn failures(&self) -> MutexGuard<'_, Vec<String>> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Reads which pod has answered.
+fn pod(body: &str) -> Result<Pod, String> {
+    let mut numbers = body.split(' ').map(|word| word.parse().ok());
+    let mut number = || numbers.next().flatten().ok_or_else(|| format!("an answer of nobody: {body:?}"));
+    Ok(Pod { service: number()?, version: number()?, number: number()? })
 }

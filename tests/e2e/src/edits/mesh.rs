@@ -1,35 +1,53 @@
-//! What the mesh is at one moment, which edits are valid, and how it is written down.
+//! What the mesh is at one moment, which edits are valid, and which answers it allows.
 //!
 //! There are a few services, each with pods of two versions and a subset for each version, and for each service a host
-//! name at the gateway, whose VirtualService may send requests to any of the services.
+//! name at the gateway, whose VirtualService may send requests to any of the services, even to one that was deleted:
+//! requests are then right to be answered 503.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
+
+use super::{Random, Target};
 
 /// How many services there may be, and how many host names there are.
-const SERVICES: u8 = 4;
+pub(super) const SERVICES: u8 = 4;
 /// The versions of each service's pods, which are also its subsets.
-const VERSIONS: u8 = 2;
+pub(super) const VERSIONS: u8 = 2;
 /// How many different pods of each version there may be.
-const PODS: u8 = 4;
-/// The ports that pods listen on; a service uses one of them.
-pub(crate) const TARGET_PORTS: [u16; 2] = [8080, 8081];
+pub(super) const PODS: u8 = 4;
+/// How many ports pods listen on; a service uses one of them.
+pub(super) const TARGET_PORTS: u16 = 2;
 
 /// A pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Pod {
-    pub(crate) service: u8,
-    pub(crate) version: u8,
-    pub(crate) number: u8,
+pub struct Pod {
+    /// The service that it belongs to.
+    pub service: u8,
+    /// Its version.
+    pub version: u8,
+    /// Its number among those.
+    pub number: u8,
 }
 
 impl Pod {
-    /// Returns its address as manifests have it.
-    pub(crate) fn ip(self) -> String {
-        format!("10.244.{}.{}", 20 + self.service, 1 + self.version * PODS + self.number)
+    /// How many pods there may be.
+    pub const COUNT: u16 = SERVICES as u16 * Self::PER_SERVICE as u16;
+
+    const PER_SERVICE: u8 = VERSIONS * PODS;
+
+    /// Returns its number among those of its service.
+    pub fn index(self) -> u8 {
+        self.version * PODS + self.number
     }
 
-    fn name(self) -> String {
+    /// Returns its number among all.
+    pub fn index_of_all(self) -> u16 {
+        u16::from(self.service * Self::PER_SERVICE + self.index())
+    }
+
+    /// Returns its name.
+    pub fn name(self) -> String {
         format!("s{}-v{}-{}", self.service, self.version, self.number)
     }
 }
@@ -43,50 +61,64 @@ impl fmt::Display for Pod {
 
 /// Where some requests go.
 #[derive(Clone, Debug, PartialEq)]
-struct Destination {
-    service: u8,
+pub(super) struct Destination {
+    pub(super) service: u8,
     /// `None`: pods of any version.
-    version: Option<u8>,
-    weight: u32,
+    pub(super) version: Option<u8>,
+    pub(super) weight: u32,
 }
 
-#[derive(Clone, Debug)]
-struct Service {
-    port: u16,
-    target_port: u16,
-    pods: BTreeSet<Pod>,
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Service {
+    pub(super) port: u16,
+    pub(super) target_port: u16,
+    pub(super) pods: BTreeSet<Pod>,
     /// The names of the subsets, by version.
-    subsets: Vec<String>,
+    pub(super) subsets: Vec<String>,
     /// Varies what the DestinationRule says besides subsets.
-    policy: u64,
+    pub(super) policy: u64,
 }
 
-#[derive(Clone, Debug)]
-struct Host {
-    destinations: Vec<Destination>,
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Host {
+    pub(super) destinations: Vec<Destination>,
     /// Counts the edits of this host, and is written into its route.
-    generation: u64,
+    pub(super) generation: u64,
+}
+
+/// What a request was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// This pod answered.
+    Pod(Pod),
+    /// Envoy answered 503.
+    Unavailable,
 }
 
 /// All of the configuration at one moment.
-#[derive(Clone, Debug)]
-pub(crate) struct Mesh {
-    services: BTreeMap<u8, Service>,
-    hosts: Vec<Host>,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mesh {
+    pub(super) services: BTreeMap<u8, Service>,
+    /// Services that were deleted while routes named them, and may still do so. Their DestinationRules are still there.
+    pub(super) gone: BTreeMap<u8, Service>,
+    pub(super) hosts: Vec<Host>,
     /// Makes names that were never used before.
     names: u64,
 }
 
 /// What was done.
 #[derive(Clone, Debug)]
-pub(crate) struct Edit {
-    pub(crate) kind: &'static str,
-    pub(crate) what: String,
+pub struct Edit {
+    /// What kind of edit it was, in the plural.
+    pub kind: &'static str,
+    /// What it did.
+    pub what: String,
 }
 
 impl Mesh {
-    pub(crate) fn new(random: &mut Random) -> Self {
-        let mut mesh = Self { services: BTreeMap::new(), hosts: Vec::new(), names: 0 };
+    /// Returns the mesh that everything begins with.
+    pub fn new(random: &mut Random) -> Self {
+        let mut mesh = Self { services: BTreeMap::new(), gone: BTreeMap::new(), hosts: Vec::new(), names: 0 };
         for service in 0..SERVICES {
             mesh.create(service, random);
         }
@@ -97,54 +129,72 @@ impl Mesh {
         mesh
     }
 
-    /// Returns whether requests for `host` are routed to pods like `pod`, of its service and version.
-    pub(crate) fn routes(&self, host: u8, pod: Pod) -> bool {
-        self.hosts[usize::from(host)].destinations.iter().any(|destination| {
-            destination.weight > 0
-                && destination.service == pod.service
-                && destination.version.is_none_or(|version| version == pod.version)
+    /// Returns whether this configuration allows a request for `host` to be answered so.
+    pub fn allows(&self, host: u8, outcome: Outcome) -> bool {
+        let destinations = &self.hosts[usize::from(host)].destinations;
+        destinations.iter().filter(|destination| destination.weight > 0).any(|destination| {
+            match (self.services.get(&destination.service), outcome) {
+                (Some(service), Outcome::Pod(pod)) => {
+                    service.pods.contains(&pod) && destination.version.is_none_or(|v| v == pod.version)
+                }
+                (None, Outcome::Unavailable) => true,
+                _ => false,
+            }
         })
     }
 
-    /// Returns whether `pod` is an endpoint of its service.
-    pub(crate) fn has(&self, pod: Pod) -> bool {
-        self.services.get(&pod.service).is_some_and(|service| service.pods.contains(&pod))
-    }
-
     /// Returns the host names, by number.
-    pub(crate) fn host_name(host: u8) -> String {
+    pub fn host_name(host: u8) -> String {
         format!("host{host}.hitless.example")
     }
 
-    pub(crate) const fn host_count() -> u8 {
+    /// Returns how many hosts there are.
+    pub const fn host_count() -> u8 {
         SERVICES
     }
 
-    pub(crate) fn pods(&self) -> BTreeSet<Pod> {
+    /// Returns the pods that are endpoints of a service.
+    pub fn pods(&self) -> BTreeSet<Pod> {
         self.services.values().flat_map(|service| service.pods.iter().copied()).collect()
     }
 
-    /// Returns the addresses of every cluster that a route refers to.
-    pub(crate) fn clusters(&self) -> BTreeMap<String, Vec<String>> {
+    /// Returns a service, which may have been deleted.
+    pub(super) fn service(&self, number: u8) -> &Service {
+        self.services.get(&number).unwrap_or_else(|| &self.gone[&number])
+    }
+
+    /// Returns the addresses of every cluster that a route refers to; none if its service was deleted.
+    pub fn clusters(&self, target: &impl Target) -> BTreeMap<String, Option<BTreeSet<SocketAddr>>> {
         let destinations = self.hosts.iter().flat_map(|host| &host.destinations);
         destinations
             .map(|destination| {
-                let service = &self.services[&destination.service];
+                let service = self.service(destination.service);
                 let subset =
                     destination.version.map(|version| service.subsets[usize::from(version)].as_str());
+                let name = cluster_name(destination.service, service.port, subset.unwrap_or_default());
                 let pods =
                     service.pods.iter().filter(|pod| destination.version.is_none_or(|v| v == pod.version));
-                let addresses = pods.map(|pod| format!("{}:{}", pod.ip(), service.target_port));
-                (
-                    cluster_name(destination.service, service.port, subset.unwrap_or_default()),
-                    addresses.collect(),
-                )
+                let addresses = pods.map(|pod| target.address(*pod, service.target_port)).collect();
+                (name, self.services.contains_key(&destination.service).then_some(addresses))
+            })
+            .collect()
+    }
+
+    /// Returns the names of the clusters that a route refers to and whose service is there: each has endpoints.
+    pub fn clusters_with_endpoints(&self) -> BTreeSet<String> {
+        let destinations = self.hosts.iter().flat_map(|host| &host.destinations);
+        destinations
+            .filter_map(|destination| {
+                let service = self.services.get(&destination.service)?;
+                let subset =
+                    destination.version.map(|version| service.subsets[usize::from(version)].as_str());
+                Some(cluster_name(destination.service, service.port, subset.unwrap_or_default()))
             })
             .collect()
     }
 
     /// Returns the names of all clusters that there may be.
-    pub(crate) fn all_clusters(&self) -> BTreeSet<String> {
+    pub fn all_clusters(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
         for (number, service) in &self.services {
             let subsets = service.subsets.iter().map(String::as_str);
@@ -153,21 +203,28 @@ impl Mesh {
         names
     }
 
+    /// Returns whether a cluster may belong to a mesh; Kubernetes has services of its own.
+    pub fn is_own_cluster(name: &str) -> bool {
+        let service = name.strip_prefix("outbound|").and_then(|rest| rest.rsplit('|').next());
+        (0..SERVICES).any(|number| service == Some(service_name(number).as_str()))
+    }
+
     /// Returns what the routes of this configuration have and those of no other.
-    pub(crate) fn marks(&self) -> Vec<String> {
+    pub fn marks(&self) -> Vec<String> {
         self.hosts.iter().enumerate().map(|(number, host)| mark(number, host.generation)).collect()
     }
 
     /// Makes a random valid edit.
-    pub(crate) fn edit(&self, random: &mut Random) -> (Self, Edit) {
+    pub fn edit(&self, random: &mut Random) -> (Self, Edit) {
         loop {
             let mut mesh = self.clone();
             let made = match random.below(100) {
                 0..20 => mesh.rename_subset(random),
                 20..35 => mesh.change_weights(random),
                 35..47 => mesh.retarget(random),
-                47..70 => mesh.churn(random),
-                70..76 => mesh.delete(random),
+                47..69 => mesh.churn(random),
+                69..75 => mesh.delete(random),
+                75 => mesh.orphan(random),
                 76..84 => mesh.create_one(random),
                 84..90 => mesh.change_port(random),
                 90..95 => mesh.change_target_port(random),
@@ -212,6 +269,7 @@ impl Mesh {
         let host = &mut self.hosts[number];
         host.destinations = vec![split(0, weight), split(1, 100 - weight)];
         host.generation += 1;
+        self.forget_unnamed();
         Some(Edit { kind: "weights", what: format!("host{number}: {weight}/{} of s{service}", 100 - weight) })
     }
 
@@ -225,6 +283,7 @@ impl Mesh {
         let host = &mut self.hosts[number];
         host.destinations = vec![Destination { service, version, weight: 100 }];
         host.generation += 1;
+        self.forget_unnamed();
         Some(Edit { kind: "retargets", what: format!("host{number}: all to s{service} {version:?}") })
     }
 
@@ -269,12 +328,44 @@ impl Mesh {
         Some(Edit { kind: "deletions", what: format!("s{number} is deleted; s{heir} serves its hosts") })
     }
 
+    /// Deletes a service that routes go on to name.
+    fn orphan(&mut self, random: &mut Random) -> Option<Edit> {
+        if self.services.len() < 3 {
+            return None;
+        }
+        let number = self.any_service(random);
+        let service = self.services.remove(&number)?;
+        self.gone.insert(number, service);
+        self.forget_unnamed();
+        Some(Edit {
+            kind: "deletions of what is named",
+            what: format!("s{number} is deleted; its hosts stay"),
+        })
+    }
+
+    /// Forgets deleted services that no route names any more.
+    fn forget_unnamed(&mut self) {
+        let hosts = &self.hosts;
+        self.gone.retain(|number, _| {
+            hosts.iter().flat_map(|host| &host.destinations).any(|destination| destination.service == *number)
+        });
+    }
+
     fn create_one(&mut self, random: &mut Random) -> Option<Edit> {
-        let number = (0..SERVICES).find(|number| !self.services.contains_key(number))?;
+        let missing: Vec<u8> = (0..SERVICES).filter(|number| !self.services.contains_key(number)).collect();
+        if missing.is_empty() {
+            return None;
+        }
+        let number = *random.choose(&missing);
+        if let Some(service) = self.gone.remove(&number) {
+            self.services.insert(number, service);
+            return Some(Edit { kind: "creations", what: format!("s{number} is there again") });
+        }
         self.create(number, random);
         let host = &mut self.hosts[usize::from(number)];
         host.destinations = vec![Destination { service: number, version: None, weight: 100 }];
         host.generation += 1;
+        self.forget_unnamed();
         Some(Edit { kind: "creations", what: format!("s{number} is created and serves host{number}") })
     }
 
@@ -282,7 +373,7 @@ impl Mesh {
         let pod = |version| Pod { service: number, version, number: 0 };
         let service = Service {
             port: 8000,
-            target_port: *random.choose(&TARGET_PORTS),
+            target_port: u16::try_from(random.below(TARGET_PORTS.into())).unwrap_or_default(),
             pods: (0..VERSIONS).map(pod).collect(),
             subsets: (0..VERSIONS).map(|version| format!("v{version}")).collect(),
             policy: 0,
@@ -302,9 +393,11 @@ impl Mesh {
     fn change_target_port(&mut self, random: &mut Random) -> Option<Edit> {
         let number = self.any_service(random);
         let service = self.services.get_mut(&number)?;
-        let [one, other] = TARGET_PORTS;
-        service.target_port = if service.target_port == one { other } else { one };
-        Some(Edit { kind: "target ports", what: format!("pods of s{number} use {}", service.target_port) })
+        service.target_port = (service.target_port + 1) % TARGET_PORTS;
+        Some(Edit {
+            kind: "target ports",
+            what: format!("pods of s{number} use port {}", service.target_port),
+        })
     }
 
     fn change_policy(&mut self, random: &mut Random) -> Option<Edit> {
@@ -313,196 +406,18 @@ impl Mesh {
         service.policy += 1;
         Some(Edit { kind: "policies", what: format!("policy {} of s{number}", service.policy) })
     }
-
-    /// Returns the manifests, by file name.
-    pub(crate) fn files(&self) -> BTreeMap<String, String> {
-        let mut files = BTreeMap::from([("gateway.yaml".to_owned(), GATEWAY.to_owned())]);
-        files.insert("pods.yaml".to_owned(), all_pods());
-        for (number, service) in &self.services {
-            files.insert(format!("service-{number}.yaml"), service.service_manifest(*number));
-            files.insert(format!("endpoints-{number}.yaml"), service.slice_manifest(*number));
-            files.insert(format!("rule-{number}.yaml"), service.rule_manifest(*number));
-        }
-        for (number, host) in (0..SERVICES).zip(&self.hosts) {
-            files.insert(format!("routes-{number}.yaml"), self.routes_manifest(number, host));
-        }
-        files
-    }
-
-    fn routes_manifest(&self, number: u8, host: &Host) -> String {
-        let mut text = format!(
-            "apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: host{number}, namespace: default}}
-spec:
-  hosts: [{}]
-  gateways: [gateway]
-  http:
-  - name: {}
-    route:
-",
-            Self::host_name(number),
-            mark(number.into(), host.generation)
-        );
-        for destination in &host.destinations {
-            let service = &self.services[&destination.service];
-            let subset = destination
-                .version
-                .map(|version| format!(", subset: {}", service.subsets[usize::from(version)]));
-            text.push_str(&format!(
-                "    - destination: {{host: s{}, port: {{number: {}}}{}}}\n      weight: {}\n",
-                destination.service,
-                service.port,
-                subset.unwrap_or_default(),
-                destination.weight
-            ));
-        }
-        text
-    }
 }
 
-impl Service {
-    fn service_manifest(&self, number: u8) -> String {
-        format!(
-            "apiVersion: v1
-kind: Service
-metadata: {{name: s{number}, namespace: default}}
-spec:
-  selector: {{app: s{number}}}
-  ports: [{{name: http, port: {}, targetPort: {}}}]
-",
-            self.port, self.target_port
-        )
-    }
-
-    fn slice_manifest(&self, number: u8) -> String {
-        let mut text = format!(
-            "apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: s{number}-1, namespace: default, labels: {{kubernetes.io/service-name: s{number}}}}}
-addressType: IPv4
-ports: [{{name: http, port: {}}}]
-endpoints:
-",
-            self.target_port
-        );
-        for pod in &self.pods {
-            text.push_str(&format!(
-                "- addresses: [{}]\n  targetRef: {{kind: Pod, name: {}, namespace: default}}\n",
-                pod.ip(),
-                pod.name()
-            ));
-        }
-        text
-    }
-
-    fn rule_manifest(&self, number: u8) -> String {
-        let mut text = format!(
-            "apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: s{number}, namespace: default}}
-spec:
-  host: s{number}
-  trafficPolicy:
-    connectionPool: {{tcp: {{connectTimeout: {}ms}}}}
-    loadBalancer: {{simple: {}}}
-  subsets:
-",
-            5000 + self.policy,
-            if self.policy.is_multiple_of(2) { "ROUND_ROBIN" } else { "LEAST_REQUEST" }
-        );
-        for (version, name) in self.subsets.iter().enumerate() {
-            text.push_str(&format!("  - {{name: {name}, labels: {{version: v{version}}}}}\n"));
-        }
-        text
-    }
+pub(super) fn cluster_name(service: u8, port: u16, subset: &str) -> String {
+    format!("outbound|{port}|{subset}|{}", service_name(service))
 }
 
-const GATEWAY: &str = "apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata:
-  name: gateway
-  namespace: default
-spec:
-  selector:
-    istio: ingressgateway
-  servers:
-  - port:
-      number: 8080
-      name: http
-      protocol: HTTP
-    hosts: [\"*\"]
-";
-
-fn all_pods() -> String {
-    let mut text = String::new();
-    for service in 0..SERVICES {
-        for version in 0..VERSIONS {
-            for number in 0..PODS {
-                let pod = Pod { service, version, number };
-                text.push_str(&format!(
-                    "---
-apiVersion: v1
-kind: Pod
-metadata: {{name: {}, namespace: default, labels: {{app: s{service}, version: v{version}}}}}
-status: {{podIP: {}}}
-",
-                    pod.name(),
-                    pod.ip()
-                ));
-            }
-        }
-    }
-    text
+fn service_name(service: u8) -> String {
+    format!("s{service}.default.svc.cluster.local")
 }
 
-fn cluster_name(service: u8, port: u16, subset: &str) -> String {
-    format!("outbound|{port}|{subset}|s{service}.default.svc.cluster.local")
-}
-
-fn mark(host: usize, generation: u64) -> String {
+pub(super) fn mark(host: usize, generation: u64) -> String {
     format!("host{host}-generation-{generation}-end")
-}
-
-/// Numbers that look random and are the same for the same seed (SplitMix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Returns a number below `limit`.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub(crate) fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).expect("it is less than a usize")
-    }
-
-    fn choose<'a, T>(&mut self, values: &'a [T]) -> &'a T {
-        &values[self.index(values.len())]
-    }
-
-    pub(crate) fn shuffle<T>(&mut self, values: &mut [T]) {
-        for last in (1..values.len()).rev() {
-            values.swap(last, self.index(last + 1));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -517,14 +432,15 @@ mod tests {
             let mut log = Vec::new();
             for _ in 0..2000 {
                 let (next, edit) = mesh.edit(&mut random);
-                // Every destination exists and has pods.
-                assert!(next.clusters().values().all(|addresses| !addresses.is_empty()), "{}", edit.what);
-                assert!(
-                    next.clusters().keys().all(|name| next.all_clusters().contains(name)),
-                    "{}",
-                    edit.what
-                );
-                assert_ne!(mesh.files(), next.files(), "{}", edit.what);
+                for service in next.services.values() {
+                    for version in 0..VERSIONS {
+                        assert!(service.pods.iter().any(|pod| pod.version == version), "{}", edit.what);
+                    }
+                }
+                for destination in next.hosts.iter().flat_map(|host| &host.destinations) {
+                    next.service(destination.service);
+                }
+                assert_ne!(mesh, next, "{}", edit.what);
                 log.push(edit.what);
                 mesh = next;
             }
@@ -537,12 +453,26 @@ mod tests {
     #[test]
     fn only_pods_behind_a_weight_may_answer() {
         let mut mesh = Mesh::new(&mut Random::new(1));
-        let pod = |service, version, number| Pod { service, version, number };
-        assert!(mesh.routes(0, pod(0, 0, 0)) && mesh.has(pod(0, 0, 0)));
-        assert!(!mesh.routes(0, pod(0, 1, 0)), "another subset");
-        assert!(!mesh.has(pod(0, 0, 1)), "not among the endpoints");
-        assert!(!mesh.routes(0, pod(1, 0, 0)), "another service");
+        let pod = |service, version, number| Outcome::Pod(Pod { service, version, number });
+        assert!(mesh.allows(0, pod(0, 0, 0)));
+        assert!(!mesh.allows(0, pod(0, 1, 0)), "another subset");
+        assert!(!mesh.allows(0, pod(0, 0, 1)), "not among the endpoints");
+        assert!(!mesh.allows(0, pod(1, 0, 0)), "another service");
+        assert!(!mesh.allows(0, Outcome::Unavailable));
         mesh.hosts[0].destinations[0].weight = 0;
-        assert!(!mesh.routes(0, pod(0, 0, 0)), "no weight");
+        assert!(!mesh.allows(0, pod(0, 0, 0)), "no weight");
+    }
+
+    #[test]
+    fn nobody_may_answer_for_a_service_that_is_deleted() {
+        let mut random = Random::new(1);
+        let mut mesh = Mesh::new(&mut random);
+        mesh.orphan(&mut random).unwrap();
+        let number = *mesh.gone.keys().next().unwrap();
+        assert!(mesh.allows(number, Outcome::Unavailable));
+        assert!(!mesh.allows(number, Outcome::Pod(Pod { service: number, version: 0, number: 0 })));
+        // All others are there, so this one is created again.
+        mesh.create_one(&mut random).unwrap();
+        assert!(!mesh.allows(number, Outcome::Unavailable));
     }
 }

@@ -1,0 +1,134 @@
+//! A Kubernetes cluster whose objects are changed by kubectl.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+use testkit::rig::{ApiServer, Kubectl};
+
+use super::{Change, Pod, Random, Target, all_pods};
+use crate::network::Network;
+
+/// Where the ports of pods begin: below those that the system gives to clients.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+/// How many ports one mesh has: two for each pod, and one that says that the others are taken.
+const PORTS_PER_MESH: u16 = 2 * Pod::COUNT + 1;
+
+/// How long kubectl may be refused: an API server that was killed takes a while to come back.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster behind an API server that may be away at times.
+#[derive(Debug)]
+pub struct Cluster {
+    network: Network,
+    kubectl: Kubectl,
+    kubeconfig: PathBuf,
+    manifests: TempDir,
+    pods: Ipv4Addr,
+    /// Taken by us; the ports after it are those of pods.
+    claim: TcpListener,
+}
+
+impl Cluster {
+    /// Uses the cluster of an API server that has the CRDs, and makes the pods there.
+    ///
+    /// Kubernetes takes no loopback addresses as endpoints, so the pods share the machine's own address, and differ by
+    /// their ports.
+    ///
+    /// # Errors
+    ///
+    /// If the machine has no address, or the API server refuses the pods.
+    pub fn new(server: &ApiServer) -> anyhow::Result<Self> {
+        let pods = own_address()?;
+        let cluster = Self {
+            network: Network::claim()?,
+            kubectl: server.kubectl_of_admin(),
+            kubeconfig: server.kubeconfig().to_owned(),
+            manifests: tempfile::Builder::new().prefix("weft-kubectl-").tempdir()?,
+            pods,
+            claim: claim_ports(pods)?,
+        };
+        cluster.kubectl("apply", &all_pods())?;
+        Ok(cluster)
+    }
+
+    /// Runs kubectl on manifests until it succeeds.
+    fn kubectl(&self, verb: &str, manifests: &str) -> anyhow::Result<()> {
+        let file = self.manifests.path().join("objects.yaml");
+        fs::write(&file, manifests).context("cannot write manifests")?;
+        let file = file.display().to_string();
+        let mut arguments = vec![verb, "-f", &file];
+        if verb == "delete" {
+            arguments.extend(["--ignore-not-found", "--wait=false"]);
+        }
+        let started = Instant::now();
+        loop {
+            match self.kubectl.run(&arguments) {
+                Ok(_) => return Ok(()),
+                Err(error) if started.elapsed() > PATIENCE => {
+                    return Err(error).context(format!("kubectl {verb}"));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+}
+
+impl Target for Cluster {
+    fn network(&self) -> &Network {
+        &self.network
+    }
+
+    fn address(&self, pod: Pod, port: u16) -> SocketAddr {
+        let first = self.claim.local_addr().map(|address| address.port()).unwrap_or_default() + 1;
+        SocketAddr::from((self.pods, first + 2 * pod.index_of_all() + port))
+    }
+
+    fn slice(&self, pod: Pod) -> String {
+        pod.name()
+    }
+
+    fn weftd_arguments(&self) -> Vec<OsString> {
+        vec![OsString::from("--kubeconfig"), self.kubeconfig.clone().into()]
+    }
+
+    /// One run of kubectl for changes that follow each other and are of one kind.
+    fn change(&self, changes: &[Change], _random: &mut Random) -> anyhow::Result<()> {
+        for run in changes.chunk_by(|one, other| one.delete == other.delete) {
+            let manifests: Vec<&str> = run.iter().map(|change| change.manifest.as_str()).collect();
+            let verb = if run[0].delete { "delete" } else { "apply" };
+            self.kubectl(verb, &manifests.join("---\n"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns an address of this machine that is not a loopback address.
+fn own_address() -> anyhow::Result<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
+    // Nothing is sent: this only asks which address would be used.
+    socket
+        .connect((Ipv4Addr::new(203, 0, 113, 1), 9))
+        .context("no address but loopback, which Kubernetes does not take as an endpoint")?;
+    match socket.local_addr().context("a socket has an address")?.ip() {
+        IpAddr::V4(address) if !address.is_loopback() => Ok(address),
+        other => bail!("{other} cannot be the address of pods"),
+    }
+}
+
+/// Finds ports that nobody uses, and takes the one before them.
+fn claim_ports(address: Ipv4Addr) -> anyhow::Result<TcpListener> {
+    let free = |port: u16| TcpListener::bind((address, port));
+    for first in PORTS.step_by(usize::from(PORTS_PER_MESH)) {
+        let Ok(claim) = free(first) else { continue };
+        if (first + 1..first + PORTS_PER_MESH).all(|port| free(port).is_ok()) {
+            return Ok(claim);
+        }
+    }
+    bail!("no free ports in {PORTS:?}")
+}
