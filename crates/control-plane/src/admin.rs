@@ -1,5 +1,6 @@
 //! Readiness, metrics and debug pages.
 
+use crate::sources::Sources;
 use crate::writer::WriterState;
 use anyhow::{Context as _, Result};
 use axum::extract::{Query, State};
@@ -25,6 +26,7 @@ use xds::registry::SessionView;
 #[derive(Clone)]
 pub(crate) struct AdminState {
     writer: watch::Receiver<WriterState>,
+    sources: Sources,
     push: Push,
     sessions: xds::Registry,
     metrics: Arc<Registry>,
@@ -34,12 +36,13 @@ pub(crate) struct AdminState {
 impl AdminState {
     pub(crate) fn new(
         writer: watch::Receiver<WriterState>,
+        sources: Sources,
         push: Push,
         sessions: xds::Registry,
         metrics: Registry,
         stopping: CancellationToken,
     ) -> Self {
-        Self { writer, push, sessions, metrics: Arc::new(metrics), stopping }
+        Self { writer, sources, push, sessions, metrics: Arc::new(metrics), stopping }
     }
 }
 
@@ -58,6 +61,8 @@ pub(crate) async fn serve_monitoring(listener: TcpListener, state: AdminState) -
         .route("/debug/syncz", get(syncz))
         .route("/debug/config_dump", get(config_dump))
         .route("/debug/registryz", get(registryz))
+        .route("/debug/sourcez", get(sourcez))
+        .route("/debug/findingz", get(findingz))
         .with_state(state);
     axum::serve(listener, routes).await.context("the monitoring server ended")
 }
@@ -68,8 +73,8 @@ async fn ready(State(state): State<AdminState>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     if !writer.is_ready() {
-        let sources: Vec<&str> = writer.waiting_for.iter().copied().collect();
-        let text = format!("waiting for {}\n", sources.join(", "));
+        let names: Vec<String> = writer.waiting_for.iter().map(|name| state.sources.explain(name)).collect();
+        let text = format!("waiting for {}\n", names.join(", "));
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
     "ready\n".into_response()
@@ -104,6 +109,11 @@ fn own_metrics(state: &AdminState) -> String {
             "weft_objects_rejected",
             "Objects that are not used, or not in their newest form",
             count(writer.rejected),
+        ),
+        (
+            "weft_objects_last_good",
+            "Objects of which an older form is in use because the newest one is not good",
+            count(writer.findings.values().filter(|findings| findings.serves_last_good).count()),
         ),
         ("pilot_services", "Services in the mesh", count(writer.view.service_count())),
         (
@@ -248,4 +258,30 @@ async fn registryz(State(state): State<AdminState>) -> Json<Value> {
         })
     });
     Json(services.collect())
+}
+
+/// Shows how each source is doing.
+async fn sourcez(State(state): State<AdminState>) -> Json<Value> {
+    Json(state.sources.states())
+}
+
+/// Shows what is to be said about objects.
+async fn findingz(State(state): State<AdminState>) -> Json<Value> {
+    let findings = state.writer.borrow().findings.clone();
+    let list = findings.iter().map(|(object, found)| {
+        let findings = found.findings.iter().map(|finding| {
+            json!({
+                "field": finding.rejection.field,
+                "reason": finding.rejection.reason,
+                "error": finding.is_error,
+            })
+        });
+        json!({
+            "object": object.to_string(),
+            "origin": found.origin.to_string(),
+            "servesLastGood": found.serves_last_good,
+            "findings": findings.collect::<Vec<_>>(),
+        })
+    });
+    Json(list.collect())
 }

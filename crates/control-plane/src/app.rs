@@ -2,11 +2,13 @@
 
 use crate::admin::{self, AdminState};
 use crate::args::{Args, LogArgs, LogFormat};
+use crate::mesh_file;
 use crate::source::EngineSource;
-use crate::writer::{self, WriterState};
-use crate::{directory, mesh_file};
+use crate::sources::Sources;
+use crate::state_dir::{self, StateDir};
+use crate::writer::{self, Writer, WriterState};
 use anyhow::{Context as _, Result, anyhow};
-use index::{Change, Settings};
+use index::Settings;
 use prometheus_client::registry::Registry;
 use push::Push;
 use std::io::IsTerminal as _;
@@ -39,7 +41,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn log(args: &LogArgs) -> Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
+    let filter = EnvFilter::try_new(log_filter(&args.log_level))
         .with_context(|| format!("--log-level {:?} is not a filter", args.log_level))?;
     let is_terminal = std::io::stderr().is_terminal();
     let builder =
@@ -49,6 +51,15 @@ fn log(args: &LogArgs) -> Result<()> {
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// Returns the filter with what is left unsaid in it: the library that follows the Kubernetes API reports each failed
+/// attempt, and weftd says itself what fails and when it works again.
+fn log_filter(given: &str) -> String {
+    match given.contains("kube_runtime") {
+        true => given.to_owned(),
+        false => format!("{given},kube_runtime=error"),
+    }
 }
 
 async fn serve(args: Args) -> Result<()> {
@@ -62,16 +73,30 @@ async fn serve(args: Args) -> Result<()> {
     let (state_sender, state) = watch::channel(WriterState::default());
     let push = Push::spawn(Arc::default()).context("cannot start the push engine")?;
     let mut tasks = JoinSet::new();
-    let sources = start_sources(&args, base, &changes, &mut tasks).await?;
+    let state_dir = args.source.state_dir.as_deref().map(StateDir::open).transpose()?;
+    let saved = state_dir.as_ref().map(StateDir::load).unwrap_or_default();
+    let started = Sources::start(&args, base, &saved, &changes, &mut tasks).await?;
     drop(changes);
     let settings =
         Settings { domain: args.mesh.domain.as_str().into(), cluster: args.mesh.cluster_id.as_str().into() };
-    state_sender.send_modify(|state| state.waiting_for = sources.iter().copied().collect());
-    let writer_push = push.clone();
+    state_sender.send_modify(|state| state.waiting_for = started.names.iter().copied().collect());
+    let (held_sender, held) = watch::channel(None);
+    let writer = Writer {
+        settings,
+        sources: started.names,
+        restored: saved.refused.clone(),
+        push: push.clone(),
+        state: state_sender,
+        held: held_sender,
+    };
     tasks.spawn(async move {
-        writer::write(settings, sources, inbox, writer_push, state_sender).await;
+        writer::write(writer, inbox).await;
         Err(anyhow!("all sources have ended"))
     });
+    if let Some(directory) = state_dir {
+        // It ends with the writer, which is noticed there.
+        tokio::spawn(state_dir::keep(directory, held.clone(), started.kept, saved));
+    }
 
     let engine = push.clone();
     tasks.spawn(async move {
@@ -86,13 +111,14 @@ async fn serve(args: Args) -> Result<()> {
     let source = EngineSource {
         push: push.clone(),
         state: state.clone(),
+        sources: started.sources.clone(),
         domain: args.mesh.domain.clone(),
         secrets_anywhere: args.server.insecure_plaintext_secrets,
     };
     let config = xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")));
     let server = xds::Server::new(Arc::new(source), config, metrics);
     let stopping = CancellationToken::new();
-    let admin = AdminState::new(state, push, server.registry(), registry, stopping.clone());
+    let admin = AdminState::new(state, started.sources, push, server.registry(), registry, stopping.clone());
     tasks.spawn(admin::serve_health(http, admin.clone()));
     tasks.spawn(admin::serve_monitoring(monitoring, admin));
     info!(grpc = %args.server.grpc_addr, http = %args.server.http_addr, monitoring = %args.server.monitoring_addr, "weftd is up");
@@ -113,41 +139,6 @@ async fn serve(args: Args) -> Result<()> {
     streams.await.context("the xDS server ended")?;
     info!("stopped");
     Ok(())
-}
-
-/// Starts the sources and returns the names of those that must be synced before anything is served.
-async fn start_sources(
-    args: &Args,
-    base: Option<(serde_json::Value, k8s_api::mesh_config::MeshConfig)>,
-    changes: &mpsc::Sender<Change>,
-    tasks: &mut JoinSet<Result<()>>,
-) -> Result<&'static [&'static str]> {
-    if let Some(directory) = args.source.config.clone() {
-        if let Some((_, config)) = base {
-            // The channel is empty: nobody has written to it yet.
-            changes.send(Change::MeshConfig(Box::new(config))).await.context("the writer has ended")?;
-        }
-        if let Some(file) = args.mesh.mesh_config.clone() {
-            let changes = changes.clone();
-            tasks.spawn(async move {
-                mesh_file::follow(file, changes).await;
-                Ok(())
-            });
-        }
-        let changes = changes.clone();
-        tasks.spawn(async move { Ok(directory::follow(directory, changes).await?) });
-        return Ok(&[directory::SOURCE]);
-    }
-    let config = controllers::Config {
-        kubeconfig: args.source.kubeconfig.clone(),
-        namespace: args.source.namespace.clone(),
-        base_mesh_config: base.map_or_else(|| serde_json::json!({}), |(values, _)| values),
-    };
-    let client = controllers::connect(&config).await?;
-    let changes = changes.clone();
-    let (states, _) = watch::channel(controllers::States::new());
-    tasks.spawn(async move { Ok(controllers::run(client, config, changes, states).await?) });
-    Ok(controllers::SOURCES)
 }
 
 async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {

@@ -45,6 +45,10 @@ pub struct SourceArgs {
         default_value = "istio-system"
     )]
     pub namespace: String,
+    /// A directory of weftd's own, in which the last good form of objects that are bad now outlives a restart. Without
+    /// it such objects are not used at all after one
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// What the mesh is called.
@@ -91,7 +95,8 @@ pub struct ServerArgs {
 #[derive(Clone, Debug, Group)]
 #[command(next_help_heading = "Logs")]
 pub struct LogArgs {
-    /// What is logged: error, warn, info, debug, trace, or by part, such as `info,xds=debug`
+    /// What is logged: error, warn, info, debug, trace, or by part, such as `info,xds=debug`. Of the library that
+    /// follows the Kubernetes API only errors are, unless `kube_runtime` is named: weftd says itself what becomes of them
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log_level: String,
     /// How it is written

@@ -14,6 +14,8 @@ mod args;
 mod directory;
 mod mesh_file;
 mod source;
+mod sources;
+mod state_dir;
 mod writer;
 
 pub use app::run;

@@ -1,5 +1,6 @@
 //! The push engine as the xDS server's source of snapshots.
 
+use crate::sources::Sources;
 use crate::writer::WriterState;
 use proto::envoy::config::core::v3::Node;
 use proto::resource::{ResourceSet, Snapshot};
@@ -16,6 +17,7 @@ use xds::{ConnectError, Connection, Observer, PeerInfo, SnapshotSource};
 pub(crate) struct EngineSource {
     pub(crate) push: Push,
     pub(crate) state: watch::Receiver<WriterState>,
+    pub(crate) sources: Sources,
     pub(crate) domain: String,
     /// Whether private keys may go anywhere in plain text.
     pub(crate) secrets_anywhere: bool,
@@ -25,8 +27,8 @@ impl SnapshotSource for EngineSource {
     fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
         let waiting_for = self.state.borrow().waiting_for.clone();
         if !waiting_for.is_empty() {
-            let sources: Vec<&str> = waiting_for.into_iter().collect();
-            return Err(ConnectError::NotReady(format!("waiting for {}", sources.join(", "))));
+            let names: Vec<String> = waiting_for.into_iter().map(|name| self.sources.explain(name)).collect();
+            return Err(ConnectError::NotReady(format!("waiting for {}", names.join(", "))));
         }
         let proxy = compile::node::parse(node, &self.domain)
             .map_err(|error| ConnectError::InvalidNode(error.to_string()))?;

@@ -3,11 +3,12 @@
 //! Nothing is published before every source has told its whole state once, so a proxy never sees a mesh that is
 //! smaller than the truth because weftd has just started.
 
-use index::{Change, Findings, Index, Settings};
+use index::{Change, Findings, Held, Index, Settings};
 use k8s_api::mesh_config::MeshConfig;
-use model::{MeshView, Rejection, Str};
+use k8s_api::object::Object;
+use model::{MeshView, ObjectKey, Rejection, Str};
 use push::Push;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -23,6 +24,8 @@ pub(crate) struct WriterState {
     pub(crate) objects: usize,
     /// How many of them are not used, or not in their newest form.
     pub(crate) rejected: usize,
+    /// What is to be said about objects.
+    pub(crate) findings: Arc<BTreeMap<ObjectKey, Findings>>,
 }
 
 impl WriterState {
@@ -32,17 +35,29 @@ impl WriterState {
     }
 }
 
-/// Takes in changes until there are no more sources. `sources` are those that must be synced first.
-pub(crate) async fn write(
-    settings: Settings,
-    sources: &[&'static str],
-    mut changes: mpsc::Receiver<Change>,
-    push: Push,
-    state: watch::Sender<WriterState>,
-) {
+/// What the writer starts with, and whom it tells.
+pub(crate) struct Writer {
+    /// What does not change.
+    pub(crate) settings: Settings,
+    /// The sources that must be synced first.
+    pub(crate) sources: &'static [&'static str],
+    /// Objects whose newest form another process had refused, in the form that it used.
+    pub(crate) restored: Vec<Arc<Object>>,
+    /// Where the compiler takes its views from.
+    pub(crate) push: Push,
+    /// What others may know.
+    pub(crate) state: watch::Sender<WriterState>,
+    /// Objects that are in use in an older form; nothing until every source is synced.
+    pub(crate) held: watch::Sender<Option<Vec<Held>>>,
+}
+
+/// Takes in changes until there are no more sources.
+pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
+    let Writer { settings, sources, restored, push, state, held } = writer;
     let domain = settings.domain.clone();
     let cluster = settings.cluster.clone();
     let mut index = Index::new(settings);
+    index.restore(restored);
     let mut waiting_for: BTreeSet<&'static str> = sources.iter().copied().collect();
     state.send_modify(|state| state.waiting_for.clone_from(&waiting_for));
     let mut batch = Vec::new();
@@ -61,19 +76,38 @@ pub(crate) async fn write(
                 }
             }
         }
-        for (object, findings) in index.take_fresh_findings() {
-            log_findings(&object, findings.as_ref());
-        }
         if !waiting_for.is_empty() {
             state.send_modify(|state| state.waiting_for.clone_from(&waiting_for));
             continue;
         }
+        if held.borrow().is_none() {
+            index.forget_restored();
+        }
         let published = index.publish();
-        let rejected = index.findings().values().filter(|f| f.findings.iter().any(|f| f.is_error)).count();
+        // Some of what is wrong shows only now.
+        let fresh = index.take_fresh_findings();
+        for (object, findings) in &fresh {
+            log_findings(object, findings.as_ref());
+        }
+        let findings = (!fresh.is_empty()).then(|| Arc::new(index.findings().clone()));
+        held.send_if_modified(|known| {
+            // Which object is held cannot change without a finding, nor can its form: it is held because it does not.
+            if known.is_some() && fresh.is_empty() {
+                return false;
+            }
+            let now = Some(index.held());
+            let is_news = *known != now;
+            *known = now;
+            is_news
+        });
         state.send_modify(|state| {
             state.objects = index.len();
-            state.rejected = rejected;
             state.waiting_for.clear();
+            if let Some(findings) = findings {
+                let is_rejected = |found: &&Findings| found.findings.iter().any(|finding| finding.is_error);
+                state.rejected = findings.values().filter(is_rejected).count();
+                state.findings = findings;
+            }
             if let Some((view, _)) = &published {
                 state.view = view.clone();
             }
@@ -95,7 +129,7 @@ fn set_mesh_config(index: &mut Index, config: &MeshConfig, domain: &Str, cluster
     }
 }
 
-fn log_findings(object: &model::ObjectKey, findings: Option<&Findings>) {
+fn log_findings(object: &ObjectKey, findings: Option<&Findings>) {
     let Some(findings) = findings else {
         info!(%object, "object is fine now, or gone");
         return;

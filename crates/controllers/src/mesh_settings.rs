@@ -1,6 +1,6 @@
 //! The mesh configuration: a base, and a ConfigMap merged over it.
 
-use crate::objects::{Follower, report_undecodable};
+use crate::objects::{Follower, note_undecodable};
 use index::Change;
 use k8s_api::core::ConfigMap;
 use k8s_api::mesh_config::{MeshConfig, fields_not_read};
@@ -44,7 +44,17 @@ impl MeshSettings {
                 Some(config)
             }
             Err(error) => {
-                report_undecodable(&mut self.undecodable, label, error, self.told.is_some());
+                let consequence = match self.told {
+                    Some(_) => "its last good form stays in use",
+                    None => "it is not used",
+                };
+                if note_undecodable(&mut self.undecodable, label.clone(), error.clone()) {
+                    tracing::error!(
+                        object = label,
+                        error,
+                        "cannot read the mesh configuration; {consequence}"
+                    );
+                }
                 None
             }
         }

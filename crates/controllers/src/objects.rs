@@ -2,7 +2,7 @@
 
 use crate::kinds::{Kind, Watched};
 use index::{Change, Reset, Sourced};
-use k8s_api::object::ObjectKey;
+use k8s_api::object::{Object, ObjectKey};
 use kube::core::DeserializeGuard;
 use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
@@ -48,19 +48,24 @@ impl<K: Kind> Objects<K> {
     fn judge(&mut self, object: DeserializeGuard<K>) -> Option<Sourced> {
         let key = ObjectKey::of(&object);
         let label = key.to_string();
-        let known = self.known.get(&(key.namespace, key.name));
+        let known = self.known.get(&(key.namespace.clone(), key.name.clone()));
         match object.0 {
             Ok(object) => {
                 self.undecodable.remove(&label);
                 let object = object.into_object()?;
                 match known {
-                    Some(known) if *known.object == object => Some(known.clone()),
+                    Some(known) if *known.object == object => Some(Sourced { unread: None, ..known.clone() }),
                     _ => Some(Sourced::from_api(object)),
                 }
             }
             Err(invalid) => {
-                report_undecodable(&mut self.undecodable, label, invalid.error, known.is_some());
-                known.cloned()
+                let known = known.filter(|known| !matches!(*known.object, Object::Other(_)));
+                // The index says so to people, along with what else is wrong with objects.
+                note_undecodable(&mut self.undecodable, label, invalid.error.clone());
+                Some(match known {
+                    Some(known) => Sourced { unread: Some(invalid.error.into()), ..known.clone() },
+                    None => Sourced::unread(key, invalid.error),
+                })
             }
         }
     }
@@ -95,7 +100,7 @@ impl<K: Kind> Follower for Objects<K> {
             return self.known.remove(&name).map(|_| Change::Delete(key));
         };
         let before = self.known.insert(name, sourced.clone());
-        let is_news = before.is_none_or(|before| before.object != sourced.object);
+        let is_news = before.is_none_or(|before| before != sourced);
         is_news.then_some(Change::Apply(sourced))
     }
 
@@ -106,7 +111,7 @@ impl<K: Kind> Follower for Objects<K> {
     }
 
     fn len(&self) -> usize {
-        self.known.len()
+        self.known.values().filter(|known| !matches!(*known.object, Object::Other(_))).count()
     }
 
     fn undecodable(&self) -> &BTreeMap<String, String> {
@@ -114,19 +119,13 @@ impl<K: Kind> Follower for Objects<K> {
     }
 }
 
-/// Notes that an object cannot be used, and logs it unless it is known already.
-pub(crate) fn report_undecodable(
+/// Notes that an object cannot be decoded. Returns whether that is news.
+pub(crate) fn note_undecodable(
     undecodable: &mut BTreeMap<String, String>,
     label: String,
     error: String,
-    has_last_good: bool,
-) {
-    if undecodable.get(&label) == Some(&error) {
-        return;
-    }
-    let consequence = if has_last_good { "its last good form stays in use" } else { "it is not used" };
-    tracing::error!(object = label, error, "cannot decode an object; {consequence}");
-    undecodable.insert(label, error);
+) -> bool {
+    undecodable.insert(label, error.clone()).is_none_or(|known| known != error)
 }
 
 fn name_of<K: Watched>(object: &DeserializeGuard<K>) -> Name {

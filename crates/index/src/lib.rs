@@ -15,4 +15,4 @@ mod rules;
 mod store;
 mod workloads;
 
-pub use store::{Change, Finding, Findings, Index, Reset, Settings, Sourced};
+pub use store::{Change, Finding, Findings, Held, Index, Reset, Settings, Sourced};

@@ -208,6 +208,7 @@ impl Index {
         if is_refused {
             return;
         }
+        self.accepted.insert(object.key(), object.clone());
         if let Some((_, old)) = self.registry.workload_entries.get(&named) {
             let labels = old.workload.labels.clone();
             self.registry.touch_selecting(&named.0, &labels, true);
@@ -326,11 +327,22 @@ impl Index {
         let Some((source, origin)) = self.registry.entries.get(named).cloned() else { return Vec::new() };
         let Object::ServiceEntry(entry) = source.as_ref() else { return Vec::new() };
         let translated = translate::service_entry(&self.context, entry);
-        let refused = translated.value.is_none();
-        let before = if refused { self.registry.last_contributions(object) } else { Vec::new() };
-        self.note(object, &origin, &translated.rejections, &translated.warnings, !before.is_empty());
-        let Some(services) = translated.value else { return before };
-        let mut services: Vec<model::Service> = services;
+        let last = if translated.value.is_none() { self.accepted.get(&source.key()).cloned() } else { None };
+        let (rejections, warnings) = (translated.rejections, translated.warnings);
+        let (entry, services) = match (translated.value, last.as_deref()) {
+            (Some(services), _) => {
+                self.accepted.insert(source.key(), source.clone());
+                (entry, Some(services))
+            }
+            // Its endpoints go on changing.
+            (None, Some(Object::ServiceEntry(last))) => {
+                (last, translate::service_entry(&self.context, last).value)
+            }
+            _ => (entry, None),
+        };
+        let before = if services.is_none() { self.registry.last_contributions(object) } else { Vec::new() };
+        self.note(object, &origin, &rejections, &warnings, last.is_some() || !before.is_empty());
+        let Some(mut services) = services else { return before };
         self.inherit_distribution(named, &mut services);
         services
             .into_iter()

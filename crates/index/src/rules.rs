@@ -7,6 +7,7 @@ use crate::store::Index;
 use k8s_api::object::Object;
 use model::{Kind, ObjectKey, Origin, Rejection, VirtualService};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use translate::{Translated, delegate};
 
 /// VirtualServices as they were translated, before delegation.
@@ -31,45 +32,45 @@ struct Translation {
 
 impl Index {
     /// Takes in a rule or policy.
-    pub(crate) fn rules_apply(&mut self, key: &ObjectKey, object: &Object, origin: &Origin) {
+    pub(crate) fn rules_apply(&mut self, key: &ObjectKey, source: &Arc<Object>, origin: &Origin) {
         let context = &self.context;
-        match object {
+        match source.as_ref() {
             Object::VirtualService(object) => {
                 let translated = translate::virtual_service(context, object);
-                self.take_virtual_service(key, origin, translated);
+                self.take_virtual_service(key, source, origin, translated);
             }
             Object::DestinationRule(object) => {
                 let translated = translate::destination_rule(context, object);
                 let known = self.builder.view().has_destination_rule(key);
-                if let Some(rule) = self.accepted(key, origin, translated, known) {
+                if let Some(rule) = self.judge(key, source, origin, translated, known) {
                     self.builder.set_destination_rule(rule);
                 }
             }
             Object::Gateway(object) => {
                 let translated = translate::gateway(context, object);
                 let known = self.builder.view().has_gateway(key);
-                if let Some(gateway) = self.accepted(key, origin, translated, known) {
+                if let Some(gateway) = self.judge(key, source, origin, translated, known) {
                     self.builder.set_gateway(gateway);
                 }
             }
             Object::Sidecar(object) => {
                 let translated = translate::sidecar(context, object);
                 let known = self.builder.view().has_sidecar(key);
-                if let Some(sidecar) = self.accepted(key, origin, translated, known) {
+                if let Some(sidecar) = self.judge(key, source, origin, translated, known) {
                     self.builder.set_sidecar(sidecar);
                 }
             }
             Object::PeerAuthentication(object) => {
                 let translated = translate::peer_authentication(context, object);
                 let known = self.builder.view().has_peer_authentication(key);
-                if let Some(policy) = self.accepted(key, origin, translated, known) {
+                if let Some(policy) = self.judge(key, source, origin, translated, known) {
                     self.builder.set_peer_authentication(policy);
                 }
             }
             Object::Secret(object) => {
                 let translated = translate::secret(object);
                 let known = self.builder.view().has_secret(key);
-                if let Some(secret) = self.accepted(key, origin, translated, known) {
+                if let Some(secret) = self.judge(key, source, origin, translated, known) {
                     self.builder.set_secret(secret);
                 }
             }
@@ -78,15 +79,19 @@ impl Index {
     }
 
     /// Notes the findings and returns what is to be used from now on, if it is anything new.
-    fn accepted<T>(
+    fn judge<T>(
         &mut self,
         key: &ObjectKey,
+        source: &Arc<Object>,
         origin: &Origin,
         translated: Translated<T>,
         is_known: bool,
     ) -> Option<T> {
         let serves_last_good = translated.value.is_none() && is_known;
         self.note(key, origin, &translated.rejections, &translated.warnings, serves_last_good);
+        if translated.value.is_some() {
+            self.accepted.insert(source.key(), source.clone());
+        }
         translated.value
     }
 
@@ -103,11 +108,15 @@ impl Index {
     fn take_virtual_service(
         &mut self,
         key: &ObjectKey,
+        source: &Arc<Object>,
         origin: &Origin,
         translated: Translated<VirtualService>,
     ) {
         let Translated { value, rejections, warnings } = translated;
         let is_refused = value.is_none();
+        if !is_refused {
+            self.accepted.insert(source.key(), source.clone());
+        }
         let last = self.rules.virtual_services.remove(key).and_then(|translation| translation.good);
         let translation =
             Translation { good: value.or(last), origin: origin.clone(), rejections, warnings, is_refused };

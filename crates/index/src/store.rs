@@ -16,12 +16,20 @@ pub struct Sourced {
     pub object: Arc<Object>,
     /// Where it comes from.
     pub origin: Origin,
+    /// Why its newest form cannot be read. The object is an older form then, or [`Object::Other`] if its source knows
+    /// none.
+    pub unread: Option<Str>,
 }
 
 impl Sourced {
     /// Returns an object of the Kubernetes API.
     pub fn from_api(object: Object) -> Self {
-        Self { object: Arc::new(object), origin: Origin::Api }
+        Self { object: Arc::new(object), origin: Origin::Api, unread: None }
+    }
+
+    /// Returns an object of the Kubernetes API of which only the name can be read, and why.
+    pub fn unread(key: ApiKey, reason: impl Into<Str>) -> Self {
+        Self { object: Arc::new(Object::Other(key)), origin: Origin::Api, unread: Some(reason.into()) }
     }
 }
 
@@ -67,6 +75,22 @@ pub struct Finding {
     pub is_error: bool,
 }
 
+impl Finding {
+    const UNREAD: &str = "cannot be read: ";
+
+    fn unread(key: &ObjectKey, reason: &str) -> Self {
+        let reason = format!("{}{reason}", Self::UNREAD);
+        Self {
+            rejection: Rejection { object: key.clone(), field: "spec".to_owned(), reason },
+            is_error: true,
+        }
+    }
+
+    fn is_unread(&self) -> bool {
+        self.rejection.field == "spec" && self.rejection.reason.starts_with(Self::UNREAD)
+    }
+}
+
 /// What is to be said about an object, and where it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
@@ -78,12 +102,27 @@ pub struct Findings {
     pub serves_last_good: bool,
 }
 
+/// An object that is in use although its newest form is not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Held {
+    /// The last form that was good.
+    pub object: Arc<Object>,
+    /// Where the newest form is.
+    pub origin: Origin,
+}
+
 /// All objects, and the mesh that they make.
 #[derive(Debug)]
 pub struct Index {
     settings: Settings,
     pub(crate) context: Context,
     objects: HashMap<ApiKey, Sourced>,
+    /// The last accepted form of rules, policies and ServiceEntries.
+    pub(crate) accepted: HashMap<ApiKey, Arc<Object>>,
+    /// Last accepted forms of another process, whose objects have not been seen yet.
+    restored: HashMap<ApiKey, Arc<Object>>,
+    /// What cannot be read, and why.
+    unread: BTreeMap<ObjectKey, Str>,
     pub(crate) builder: MeshViewBuilder,
     findings: BTreeMap<ObjectKey, Findings>,
     fresh_findings: BTreeSet<ObjectKey>,
@@ -102,6 +141,9 @@ impl Index {
             settings,
             context,
             objects: HashMap::new(),
+            accepted: HashMap::new(),
+            restored: HashMap::new(),
+            unread: BTreeMap::new(),
             builder,
             findings: BTreeMap::new(),
             fresh_findings: BTreeSet::new(),
@@ -118,33 +160,95 @@ impl Index {
             self.context = context;
             let all: Vec<Sourced> = self.objects.values().cloned().collect();
             for sourced in all {
+                let last = self.accepted.get(&sourced.object.key());
+                if let Some(last) = last.filter(|last| !Arc::ptr_eq(last, &sourced.object)).cloned() {
+                    self.take_in_again(last);
+                }
                 self.take_in(&sourced);
             }
         }
     }
 
+    /// Says which objects were in use by [`Index::held`] in another process. Each is used as soon as its object turns
+    /// up with a newer form that is refused.
+    pub fn restore(&mut self, objects: impl IntoIterator<Item = Arc<Object>>) {
+        self.restored.extend(objects.into_iter().map(|object| (object.key(), object)));
+    }
+
+    /// Forgets what [`Index::restore`] was told of objects that have not turned up: they were deleted meanwhile.
+    pub fn forget_restored(&mut self) {
+        self.restored.clear();
+    }
+
+    /// Returns the objects of which an older form is in use because the newest one is refused or cannot be read, by
+    /// key. Secrets are not among them: they are not for other eyes.
+    pub fn held(&self) -> Vec<Held> {
+        let held = self.findings.iter().filter(|(key, findings)| {
+            findings.serves_last_good && !matches!(key.kind, Kind::Secret | Kind::ConfigMap)
+        });
+        held.filter_map(|(key, findings)| {
+            let key = api_key(key);
+            let object = self.accepted.get(&key).or_else(|| Some(&self.objects.get(&key)?.object))?;
+            Some(Held { object: object.clone(), origin: findings.origin.clone() })
+        })
+        .collect()
+    }
+
     /// Adds or replaces an object.
-    pub fn apply(&mut self, sourced: Sourced) {
+    pub fn apply(&mut self, mut sourced: Sourced) {
         let key = sourced.object.key();
+        let restored = self.restored.remove(&key);
+        if sourced.unread.is_some() && is_unknown(&sourced.object) {
+            let known = self.objects.get(&key).map(|known| &known.object).filter(|known| !is_unknown(known));
+            if let Some(object) = known.or(restored.as_ref()) {
+                sourced.object = object.clone();
+            }
+        }
+        self.set_unread(&key, &sourced);
         if let Some(known) = self.objects.get_mut(&key)
             && (Arc::ptr_eq(&known.object, &sourced.object) || known.object == sourced.object)
         {
-            // Only the place has changed: lines above it came or went.
+            // Only the place has changed, since lines above it came or went, or what the source says of it.
+            let was_unread = known.unread.clone();
             known.origin = sourced.origin.clone();
-            if let Some(findings) = model_key(&key).and_then(|key| self.findings.get_mut(&key)) {
+            known.unread = sourced.unread.clone();
+            let Some(key) = model_key(&key) else { return };
+            if was_unread != sourced.unread {
+                self.note_unread(&key, &sourced);
+            }
+            if let Some(findings) = self.findings.get_mut(&key) {
                 findings.origin = sourced.origin;
             }
             return;
         }
+        if let Some(restored) = restored {
+            self.take_in_again(restored);
+        }
         self.take_in(&sourced);
+        if let Some(key) = model_key(&key)
+            && sourced.unread.is_some()
+        {
+            self.note_unread(&key, &sourced);
+        }
         self.objects.insert(key, sourced);
+    }
+
+    fn set_unread(&mut self, key: &ApiKey, sourced: &Sourced) {
+        let Some(key) = model_key(key) else { return };
+        match &sourced.unread {
+            Some(reason) => drop(self.unread.insert(key, reason.clone())),
+            None => drop(self.unread.remove(&key)),
+        }
     }
 
     /// Removes an object.
     pub fn delete(&mut self, key: &ApiKey) {
+        self.restored.remove(key);
         let Some(sourced) = self.objects.remove(key) else { return };
+        self.accepted.remove(key);
         let Some(key) = model_key(key) else { return };
         self.builder.cause(key.clone());
+        self.unread.remove(&key);
         if self.findings.remove(&key).is_some() {
             self.fresh_findings.insert(key.clone());
         }
@@ -219,6 +323,32 @@ impl Index {
         }
     }
 
+    /// Takes in a form of an object that was accepted before, as what to go back to.
+    fn take_in_again(&mut self, object: Arc<Object>) {
+        if let Object::ServiceEntry(entry) = object.as_ref() {
+            // Services are worked out later, from the newest form or, if that is refused, from this one.
+            if translate::service_entry(&self.context, entry).value.is_some() {
+                self.accepted.insert(object.key(), object);
+            }
+            return;
+        }
+        self.take_in(&Sourced { object, origin: Origin::Api, unread: None });
+    }
+
+    /// Adds to an object's findings that its newest form cannot be read, or takes that away.
+    fn note_unread(&mut self, key: &ObjectKey, sourced: &Sourced) {
+        let mut findings = self.findings.get(key).cloned().unwrap_or_default();
+        findings.findings.retain(|finding| !finding.is_unread());
+        let accepted = self.accepted.get(&sourced.object.key());
+        let is_refused = accepted.is_some_and(|last| *last != sourced.object);
+        findings.serves_last_good = is_refused || (sourced.unread.is_some() && !is_unknown(&sourced.object));
+        findings.origin = sourced.origin.clone();
+        if let Some(reason) = &sourced.unread {
+            findings.findings.insert(0, Finding::unread(key, reason));
+        }
+        self.set_findings(key, findings);
+    }
+
     /// Notes what translation had to say about an object.
     pub(crate) fn note(
         &mut self,
@@ -232,11 +362,17 @@ impl Index {
             rejections.iter().map(|rejection| Finding { rejection: rejection.clone(), is_error: true });
         let warnings =
             warnings.iter().map(|rejection| Finding { rejection: rejection.clone(), is_error: false });
-        let findings: Vec<Finding> = errors.chain(warnings).collect();
-        let changed = if findings.is_empty() {
+        let unread = self.unread.get(key);
+        let serves_last_good = serves_last_good || unread.is_some();
+        let unread = unread.map(|reason| Finding::unread(key, reason));
+        let findings: Vec<Finding> = unread.into_iter().chain(errors).chain(warnings).collect();
+        self.set_findings(key, Findings { origin: origin.clone(), findings, serves_last_good });
+    }
+
+    fn set_findings(&mut self, key: &ObjectKey, new: Findings) {
+        let changed = if new.findings.is_empty() {
             self.findings.remove(key).is_some()
         } else {
-            let new = Findings { origin: origin.clone(), findings, serves_last_good };
             let same = self.findings.get(key) == Some(&new);
             self.findings.insert(key.clone(), new);
             !same
@@ -244,6 +380,37 @@ impl Index {
         if changed {
             self.fresh_findings.insert(key.clone());
         }
+    }
+}
+
+/// Returns whether nothing but its name is known of an object.
+fn is_unknown(object: &Object) -> bool {
+    matches!(object, Object::Other(_))
+}
+
+/// Returns the key of an object of the API.
+fn api_key(key: &ObjectKey) -> ApiKey {
+    let (group, kind) = match key.kind {
+        Kind::Service => ("", "Service"),
+        Kind::EndpointSlice => ("discovery.k8s.io", "EndpointSlice"),
+        Kind::Pod => ("", "Pod"),
+        Kind::Node => ("", "Node"),
+        Kind::Namespace => ("", "Namespace"),
+        Kind::Secret => ("", "Secret"),
+        Kind::ConfigMap => ("", "ConfigMap"),
+        Kind::VirtualService => ("networking.istio.io", "VirtualService"),
+        Kind::DestinationRule => ("networking.istio.io", "DestinationRule"),
+        Kind::Gateway => ("networking.istio.io", "Gateway"),
+        Kind::ServiceEntry => ("networking.istio.io", "ServiceEntry"),
+        Kind::WorkloadEntry => ("networking.istio.io", "WorkloadEntry"),
+        Kind::Sidecar => ("networking.istio.io", "Sidecar"),
+        Kind::PeerAuthentication => ("security.istio.io", "PeerAuthentication"),
+    };
+    ApiKey {
+        group: group.into(),
+        kind: kind.into(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
     }
 }
 

@@ -119,6 +119,21 @@ impl Object {
         for_each_kind!(self, object => Some(&object.metadata), other _key => None)
     }
 
+    /// Returns the object as a JSON manifest, which [`crate::yaml`] reads back. Nothing is returned for Kubernetes' own
+    /// kinds, of which only a part is known.
+    pub fn manifest(&self) -> Option<String> {
+        match self {
+            Self::VirtualService(object) => serde_json::to_string(object).ok(),
+            Self::DestinationRule(object) => serde_json::to_string(object).ok(),
+            Self::Gateway(object) => serde_json::to_string(object).ok(),
+            Self::ServiceEntry(object) => serde_json::to_string(object).ok(),
+            Self::WorkloadEntry(object) => serde_json::to_string(object).ok(),
+            Self::Sidecar(object) => serde_json::to_string(object).ok(),
+            Self::PeerAuthentication(object) => serde_json::to_string(object).ok(),
+            _ => None,
+        }
+    }
+
     pub(crate) fn metadata_mut(&mut self) -> Option<&mut ObjectMeta> {
         for_each_kind!(self, object => Some(&mut object.metadata), other _key => None)
     }

@@ -10,5 +10,5 @@
 mod scan;
 mod watch;
 
-pub use scan::{Problem, Scan, ScanError, Scanner};
+pub use scan::{Kept, Problem, Scan, ScanError, Scanner};
 pub use watch::{WatchError, watch};

@@ -10,6 +10,7 @@ use model::Origin;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, Metadata};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -52,6 +53,22 @@ pub struct Scan {
     pub objects: Vec<Sourced>,
     /// What is wrong.
     pub problems: Vec<Problem>,
+    /// Manifests that are in use although they are not in the directory any more: the file that they were in cannot
+    /// be read properly.
+    pub kept: Vec<Kept>,
+}
+
+/// The last good form of a manifest whose file cannot be read properly.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kept {
+    /// The file.
+    pub path: PathBuf,
+    /// The line at which the object began, from 1.
+    pub line: u32,
+    /// The kind, namespace and name, for people.
+    pub object: String,
+    /// The document that the object was in. There can be others in it.
+    pub text: String,
 }
 
 /// Reads a directory again and again, and only what has changed.
@@ -59,6 +76,8 @@ pub struct Scan {
 pub struct Scanner {
     root: PathBuf,
     files: BTreeMap<PathBuf, File>,
+    /// What was in use when somebody last looked, in another process.
+    restored: BTreeMap<PathBuf, Vec<Entry>>,
 }
 
 /// Distinguishes versions of a file without reading it.
@@ -92,14 +111,41 @@ impl Stamp {
 #[derive(Debug)]
 struct File {
     stamp: Stamp,
-    objects: Vec<Sourced>,
+    entries: Vec<Entry>,
     problems: Vec<Problem>,
+}
+
+/// An object and the document that it was read from.
+#[derive(Clone, Debug)]
+struct Entry {
+    sourced: Sourced,
+    text: Arc<str>,
+    document: Range<usize>,
+    /// Whether the document is not in the file any more.
+    is_kept: bool,
 }
 
 impl Scanner {
     /// Makes a scanner of the directory `root`, or of the single file.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), files: BTreeMap::new() }
+        Self { root: root.into(), files: BTreeMap::new(), restored: BTreeMap::new() }
+    }
+
+    /// Says what was in use when the directory was last looked at by another scanner: it stays in use as long as its
+    /// file exists and cannot be read properly.
+    pub fn restore(&mut self, kept: impl IntoIterator<Item = Kept>) {
+        for Kept { path, line, object, text } in kept {
+            let origin = Origin::File { path: path.display().to_string().into(), line };
+            let documents = yaml::parse_documents(&text, &origin.to_string()).into_iter();
+            let found = documents
+                .filter_map(Result::ok)
+                .find(|document| document.object.key().to_string() == object)
+                .map(|document| Sourced { object: Arc::new(document.object), origin, unread: None });
+            if let Some(sourced) = found {
+                let entry = Entry { sourced, document: 0..text.len(), text: text.into(), is_kept: true };
+                self.restored.entry(path).or_default().push(entry);
+            }
+        }
     }
 
     /// Returns the directory.
@@ -136,42 +182,55 @@ impl Scanner {
             }) {
                 continue;
             }
-            let previous = known.map(|file| file.objects.as_slice()).unwrap_or_default();
+            let restored = self.restored.remove(&path).unwrap_or_default();
+            let previous = known.map_or(restored.as_slice(), |file| file.entries.as_slice());
             let file = read(&path, stamp, previous);
             self.files.insert(path, file);
         }
+        // What is not there is gone.
+        self.restored.clear();
         Ok(self.collect(problems))
     }
 
     fn collect(&self, mut problems: Vec<Problem>) -> Scan {
         let mut objects = Vec::new();
+        let mut kept = Vec::new();
         let mut seen: BTreeMap<ObjectKey, Origin> = BTreeMap::new();
         for (path, file) in &self.files {
             problems.extend(file.problems.iter().cloned());
-            for sourced in &file.objects {
+            for entry in &file.entries {
+                let sourced = &entry.sourced;
                 let key = sourced.object.key();
                 if let Some(first) = seen.get(&key) {
                     problems.push(Problem {
                         path: path.clone(),
-                        line: line_of(&sourced.origin),
+                        line: line_of(&sourced.origin).into(),
                         message: format!("{key}: defined already at {first}, which is used"),
                         is_error: true,
                     });
                 } else {
+                    if entry.is_kept {
+                        kept.push(Kept {
+                            path: path.clone(),
+                            line: line_of(&sourced.origin),
+                            object: key.to_string(),
+                            text: entry.text[entry.document.clone()].to_owned(),
+                        });
+                    }
                     seen.insert(key, sourced.origin.clone());
                     objects.push(sourced.clone());
                 }
             }
         }
         problems.sort();
-        Scan { objects, problems }
+        Scan { objects, problems, kept }
     }
 }
 
-fn line_of(origin: &Origin) -> u64 {
+fn line_of(origin: &Origin) -> u32 {
     match origin {
         Origin::Api => 0,
-        Origin::File { line, .. } => u64::from(*line),
+        Origin::File { line, .. } => *line,
     }
 }
 
@@ -216,18 +275,21 @@ fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| matches!(extension.to_str(), Some("yaml" | "yml" | "json")))
 }
 
-fn read(path: &Path, stamp: Stamp, previous: &[Sourced]) -> File {
+fn read(path: &Path, stamp: Stamp, previous: &[Entry]) -> File {
     let origin = path.display().to_string();
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
             let message = format!("cannot read the file: {error}");
             let problem = Problem { path: path.to_owned(), line: 0, message, is_error: true };
-            return File { stamp, objects: previous.to_vec(), problems: vec![problem] };
+            let entries = previous.iter().map(|entry| Entry { is_kept: true, ..entry.clone() }).collect();
+            return File { stamp, entries, problems: vec![problem] };
         }
     };
     let shared: Arc<str> = origin.as_str().into();
-    let mut objects = Vec::new();
+    let text: Arc<str> = text.into();
+    let bounds = document_bounds(&text);
+    let mut entries = Vec::new();
     let mut problems = Vec::new();
     let mut broken = Broken::default();
     for document in yaml::parse_documents(&text, &origin) {
@@ -243,9 +305,15 @@ fn read(path: &Path, stamp: Stamp, previous: &[Sourced]) -> File {
                     continue;
                 }
                 let line = u32::try_from(document.line).unwrap_or(u32::MAX);
-                objects.push(Sourced {
-                    object: Arc::new(document.object),
-                    origin: Origin::File { path: shared.clone(), line },
+                entries.push(Entry {
+                    sourced: Sourced {
+                        object: Arc::new(document.object),
+                        origin: Origin::File { path: shared.clone(), line },
+                        unread: None,
+                    },
+                    text: text.clone(),
+                    document: document_at(&bounds, document.line, text.len()),
+                    is_kept: false,
                 });
             }
             Err(error) => {
@@ -259,8 +327,28 @@ fn read(path: &Path, stamp: Stamp, previous: &[Sourced]) -> File {
             }
         }
     }
-    broken.keep_previous(&mut objects, previous);
-    File { stamp, objects, problems }
+    broken.keep_previous(&mut entries, previous);
+    File { stamp, entries, problems }
+}
+
+/// Returns where documents begin: line, from 1, and offset.
+fn document_bounds(text: &str) -> Vec<(u64, usize)> {
+    let mut bounds = vec![(1, 0)];
+    let mut offset = 0;
+    for (line, content) in (1..).zip(text.split_inclusive('\n')) {
+        if content.starts_with("---") && offset > 0 {
+            bounds.push((line, offset));
+        }
+        offset += content.len();
+    }
+    bounds
+}
+
+/// Returns the document that `line` is in.
+fn document_at(bounds: &[(u64, usize)], line: u64, len: usize) -> Range<usize> {
+    let next = bounds.partition_point(|(first, _)| *first <= line);
+    let start = next.checked_sub(1).and_then(|index| bounds.get(index)).map_or(0, |(_, offset)| *offset);
+    start..bounds.get(next).map_or(len, |(_, offset)| *offset)
 }
 
 /// Returns the message without file and line, which a [`Problem`] has apart.
@@ -289,13 +377,14 @@ impl Broken {
     }
 
     /// Adds the last good form of what is broken now.
-    fn keep_previous(&self, objects: &mut Vec<Sourced>, previous: &[Sourced]) {
-        let good: BTreeSet<ObjectKey> = objects.iter().map(|sourced| sourced.object.key()).collect();
-        let lost = |sourced: &&Sourced| {
-            let key = sourced.object.key();
+    fn keep_previous(&self, entries: &mut Vec<Entry>, previous: &[Entry]) {
+        let good: BTreeSet<ObjectKey> = entries.iter().map(|entry| entry.sourced.object.key()).collect();
+        let lost = |entry: &&Entry| {
+            let key = entry.sourced.object.key();
             !good.contains(&key) && (self.unknown || self.objects.contains(&key))
         };
-        objects.extend(previous.iter().filter(lost).cloned());
+        let lost = previous.iter().filter(lost).cloned();
+        entries.extend(lost.map(|entry| Entry { is_kept: true, ..entry }));
     }
 }
 
@@ -387,6 +476,37 @@ mod tests {
         let scan = look(&mut scanner);
         assert_eq!(names(&scan), ["other", "two"]);
         assert_eq!(scan.problems, []);
+    }
+
+    #[test]
+    fn what_is_kept_survives_its_scanner() {
+        let list = "kind: List\napiVersion: v1\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: three, \
+                    namespace: app}, spec: {ports: [{name: http, port: 82}]}}\n";
+        let text = service("one", "80") + "--- # two\n" + &service("two", "81") + "---\n" + list;
+        let directory = directory(&[("a.yaml", &text), ("b.yaml", &service("four", "83"))]);
+        let mut first = Scanner::new(directory.path());
+        assert_eq!(look(&mut first).kept, []);
+        replace(&directory, "a.yaml", &(service("one", "90") + "---\n[no"));
+        replace(&directory, "b.yaml", "]");
+        let before = look(&mut first);
+        let kept: Vec<&str> = before.kept.iter().map(|kept| kept.object.as_str()).collect();
+        assert_eq!(kept, ["Service app/two", "Service app/three", "Service app/four"]);
+        assert!(before.kept[0].text.starts_with("--- # two") && !before.kept[0].text.contains("three"));
+
+        // Another process: the files are as broken as they were.
+        let mut second = Scanner::new(directory.path());
+        second.restore(before.kept.clone());
+        let after = look(&mut second);
+        assert_eq!((names(&after), ports(&after)), (names(&before), ports(&before)));
+        assert_eq!(after.kept, before.kept);
+
+        // A file that was put right, and one that is gone, need nothing any more.
+        let mut third = Scanner::new(directory.path());
+        third.restore(before.kept);
+        replace(&directory, "a.yaml", &service("one", "90"));
+        fs::remove_file(directory.path().join("b.yaml")).unwrap();
+        let scan = look(&mut third);
+        assert_eq!((names(&scan), scan.kept), (vec!["one".to_owned()], vec![]));
     }
 
     #[test]

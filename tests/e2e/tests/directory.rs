@@ -1,6 +1,7 @@
 //! weftd on a directory: what happens when it restarts, when files are bad, and when it cannot start.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -156,6 +157,49 @@ fn a_bad_object_keeps_its_last_good_form() {
     .unwrap();
     world.abort_with(409);
     assert_eq!(world.status("traffic-shifting").unwrap(), 200);
+}
+
+#[test]
+fn the_last_good_form_of_what_is_bad_outlives_a_restart() {
+    let mut world = World::start();
+    let state = world.config.path().with_extension("state");
+    let flags = |world: &World| -> Vec<OsString> {
+        vec!["--config".into(), world.config.path().into(), "--state-dir".into(), state.clone().into()]
+    };
+    world.weftd.take().unwrap().stop().unwrap();
+    world.weftd = Some(Weftd::start_with(&world.network, &flags(&world)).unwrap());
+    // One object that is refused, and one file that cannot be read.
+    let (shifting, fault) = (world.config.read(SHIFTING).unwrap(), world.config.read(FAULT).unwrap());
+    world.config.write(SHIFTING, &shifting.replace("weight: 80", "weight: -80")).unwrap();
+    world.config.write(FAULT, &fault.replace("spec:", "spec: [")).unwrap();
+    let file = state.join("last-good.json");
+    eventually("what is kept", PATIENCE, || {
+        let text = std::fs::read_to_string(&file)?;
+        ensure!(text.contains("traffic-shifting.samples.example") && text.contains(FAULT), "{text}");
+        Ok(())
+    })
+    .unwrap();
+
+    let weftd = world.weftd.take().unwrap();
+    weftd.stop().unwrap();
+    world.weftd = Some(Weftd::start_with(&world.network, &flags(&world)).unwrap());
+    // A gateway that has nothing yet gets all of it from this weftd.
+    world.gateway = proxy::start_gateway(world.weftd.as_ref().unwrap().grpc()).unwrap();
+    world.wait_for("traffic-shifting", 200);
+    world.wait_for("fault", 200);
+    let findings = Request::get("/debug/findingz").send(world.weftd.as_ref().unwrap().monitoring()).unwrap();
+    let text = findings.text();
+    assert!(text.contains("weight") && text.contains("\"servesLastGood\":true"), "{text}");
+
+    // Put right, nothing has to be kept any more.
+    world.config.write(SHIFTING, &shifting).unwrap();
+    world.config.write(FAULT, &fault).unwrap();
+    eventually("nothing to keep", PATIENCE, || {
+        ensure!(!file.exists(), "{}", std::fs::read_to_string(&file)?);
+        Ok(())
+    })
+    .unwrap();
+    std::fs::remove_dir_all(&state).unwrap();
 }
 
 #[test]

@@ -95,17 +95,20 @@ pub(crate) fn kind_of(change: &Change) -> String {
     }
 }
 
-/// Returns name and version of the contents.
+/// Returns name and version of the contents; `?` if they cannot be read.
 pub(crate) fn named(sourced: &Sourced) -> (String, String) {
-    let label =
-        sourced.object.metadata().unwrap().labels.as_ref().and_then(|labels| labels.get("v").cloned());
-    (sourced.object.key().name, label.unwrap_or_default())
+    let metadata = sourced.object.metadata();
+    let labels = metadata.map(|metadata| metadata.labels.clone().unwrap_or_default());
+    let version =
+        labels.map_or_else(|| "?".to_owned(), |labels| labels.get("v").cloned().unwrap_or_default());
+    (sourced.object.key().name, version)
 }
 
 fn render(change: &Change) -> String {
     let text = |sourced: &Sourced| {
         let (name, v) = named(sourced);
-        format!(" {name}@{v}")
+        let unread = if sourced.unread.is_some() { "!" } else { "" };
+        format!(" {name}@{v}{unread}")
     };
     match change {
         Change::Reset(_, objects) => format!("reset{}", objects.iter().map(text).collect::<String>()),

@@ -212,12 +212,13 @@ async fn undecodable_object_keeps_its_last_good_form() {
     fake.put(VIRTUAL_SERVICES, broken("never-good"));
     let mesh = Harness::start(&fake);
     mesh.wait(1).await;
-    assert_eq!(mesh.told("VirtualService"), ["reset a@1", "synced"]);
+    assert_eq!(mesh.told("VirtualService"), ["reset a@1 never-good@?!", "synced"]);
 
     fake.put(VIRTUAL_SERVICES, broken("a"));
     fake.put(VIRTUAL_SERVICES, object("b", 1));
     mesh.wait(1).await;
-    assert_eq!(mesh.told("VirtualService"), ["apply b@1"]);
+    assert_eq!(mesh.told("VirtualService"), ["apply a@1!", "apply b@1"], "the form is old, and that is said");
+    assert_eq!(mesh.state("VirtualService").objects, 2);
     let undecodable = mesh.state("VirtualService").undecodable;
     let names: Vec<&String> = undecodable.keys().collect();
     assert_eq!(names, ["VirtualService shop/a", "VirtualService shop/never-good"]);
@@ -226,7 +227,7 @@ async fn undecodable_object_keeps_its_last_good_form() {
     fake.delete(VIRTUAL_SERVICES, "shop", "never-good");
     fake.fail_watches(VIRTUAL_SERVICES, 500);
     mesh.wait(1).await;
-    assert_eq!(mesh.told("VirtualService"), ["reset a@1 b@1"], "a list keeps it too");
+    assert_eq!(mesh.told("VirtualService"), ["reset a@1! b@1"], "a list keeps it too");
     assert_eq!(mesh.state("VirtualService").undecodable.len(), 1);
 
     fake.put(VIRTUAL_SERVICES, object("a", 3));
@@ -235,9 +236,16 @@ async fn undecodable_object_keeps_its_last_good_form() {
     assert!(mesh.state("VirtualService").undecodable.is_empty());
 
     fake.put(VIRTUAL_SERVICES, broken("a"));
+    mesh.wait(1).await;
+    assert_eq!(mesh.told("VirtualService"), ["apply a@3!"]);
+    fake.put(VIRTUAL_SERVICES, object("a", 3));
+    mesh.wait(1).await;
+    assert_eq!(mesh.told("VirtualService"), ["apply a@3"], "as it was, and good");
+
+    fake.put(VIRTUAL_SERVICES, broken("a"));
     fake.delete(VIRTUAL_SERVICES, "shop", "a");
     mesh.wait(1).await;
-    assert_eq!(mesh.told("VirtualService"), ["delete a"]);
+    assert_eq!(mesh.told("VirtualService"), ["apply a@3!", "delete a"]);
     assert!(mesh.state("VirtualService").undecodable.is_empty());
 }
 
