@@ -48,7 +48,7 @@ impl MeshSettings {
                     Some(_) => "its last good form stays in use",
                     None => "it is not used",
                 };
-                if note_undecodable(&mut self.undecodable, label.clone(), error.clone()) {
+                if note_undecodable(&mut self.undecodable, label.clone(), &error) {
                     tracing::error!(
                         object = label,
                         error,

@@ -61,7 +61,7 @@ impl<K: Kind> Objects<K> {
             Err(invalid) => {
                 let known = known.filter(|known| !matches!(*known.object, Object::Other(_)));
                 // The index says so to people, along with what else is wrong with objects.
-                note_undecodable(&mut self.undecodable, label, invalid.error.clone());
+                note_undecodable(&mut self.undecodable, label, &invalid.error);
                 Some(match known {
                     Some(known) => Sourced { unread: Some(invalid.error.into()), ..known.clone() },
                     None => Sourced::unread(key, invalid.error),
@@ -123,9 +123,9 @@ impl<K: Kind> Follower for Objects<K> {
 pub(crate) fn note_undecodable(
     undecodable: &mut BTreeMap<String, String>,
     label: String,
-    error: String,
+    error: &str,
 ) -> bool {
-    undecodable.insert(label, error.clone()).is_none_or(|known| known != error)
+    undecodable.insert(label, error.to_owned()).is_none_or(|known| known != error)
 }
 
 fn name_of<K: Watched>(object: &DeserializeGuard<K>) -> Name {
