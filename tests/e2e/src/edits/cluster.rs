@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use tempfile::TempDir;
 use testkit::rig::{ApiServer, Kubectl};
 
+use super::manifests::is_slice;
 use super::{Change, Pod, Random, Target, all_pods};
 use crate::network::Network;
 
@@ -97,9 +98,11 @@ impl Target for Cluster {
         vec![OsString::from("--kubeconfig"), self.kubeconfig.clone().into()]
     }
 
-    /// One run of kubectl for changes that follow each other and are of one kind.
+    /// One run of kubectl for changes that follow each other and are of one kind. EndpointSlices have runs of their own:
+    /// they are watched on another connection than what they have to be there before, and must be known first.
     fn change(&self, changes: &[Change], _random: &mut Random) -> anyhow::Result<()> {
-        for run in changes.chunk_by(|one, other| one.delete == other.delete) {
+        let kind = |change: &Change| (change.delete, is_slice(&change.name));
+        for run in changes.chunk_by(|one, other| kind(one) == kind(other)) {
             let manifests: Vec<&str> = run.iter().map(|change| change.manifest.as_str()).collect();
             let verb = if run[0].delete { "delete" } else { "apply" };
             self.kubectl(verb, &manifests.join("---\n"))?;
