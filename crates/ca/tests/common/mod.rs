@@ -7,6 +7,7 @@ use ca::{
 };
 use model::{SpiffeId, TrustDomain};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use x509_parser::prelude::X509Certificate;
 
 /// 2026-01-01
 pub(crate) const NOW: UnixTime = UnixTime::from_seconds(1_767_225_600);
@@ -100,6 +101,15 @@ impl Ca {
     pub(crate) fn certificate(&self) -> CaCertificate {
         CaCertificate::from_der(pem::parse(&self.pem).unwrap().contents()).unwrap()
     }
+}
+
+/// Checks the signature of a P-256 key.
+pub(crate) fn verify_p256(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+    let key = &issuer.public_key().subject_public_key.data;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key)
+        .verify(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
+        .unwrap();
 }
 
 /// How many cases of a property are tried: `WEFT_CA_CASES`, or `default`.
