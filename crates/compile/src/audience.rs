@@ -61,6 +61,19 @@ pub struct OutboundAudience {
     pub switches: Switches,
 }
 
+impl OutboundAudience {
+    /// Returns this audience for a client of which nobody knows where it is. Its endpoints differ, and names that it
+    /// resolves; clusters that ask for endpoints, listeners, routes and secrets are the same.
+    pub fn anywhere(&self) -> Shared<Self> {
+        Shared::new(Self {
+            locality: Locality::default(),
+            node: None,
+            failover_labels: Labels::new(),
+            ..self.clone()
+        })
+    }
+}
+
 /// Address families that a proxy's own addresses show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IpFamilies {

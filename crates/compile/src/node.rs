@@ -83,8 +83,16 @@ pub fn parse(node: &Node, domain: &str) -> Result<Proxy, NodeError> {
         },
         has_identity: metadata.flag("WORKLOAD_IDENTITY").unwrap_or(id.has_identity),
         metadata: metadata.scalars(),
-        extensions: node.extensions.iter().map(|extension| extension.name.as_str().into()).collect(),
+        extensions: extensions(node),
     })
+}
+
+/// Returns the names of extensions that stock Envoy lacks; of a proxy that lists none of these, the first one that it
+/// lists. Every Envoy lists some hundred, which are not worth keeping for each proxy.
+fn extensions(node: &Node) -> Vec<Str> {
+    let mut names = node.extensions.iter().map(|extension| extension.name.as_str());
+    let own: Vec<Str> = names.clone().filter(|name| name.starts_with("istio")).map(Str::from).collect();
+    if own.is_empty() { names.next().map(Str::from).into_iter().collect() } else { own }
 }
 
 /// What a node id says.

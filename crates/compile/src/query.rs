@@ -7,11 +7,16 @@
 //!
 //! ```text
 //! Select(proxy) ─▶ Snapshot(selection) ─┬▶ ClusterSet ──▶ OutboundClusterSet ─▶ OutboundClusters(service) ─▶ Scope
-//!                                       ├▶ AssignmentSet ─▶ AssignmentKey(cluster) ─▶ Assignment(key)
+//!                                       ├▶ OutboundAssignmentSet ─▶ AssignmentKey(cluster) ─▶ Assignment(key)
 //!                                       ├▶ ListenerSet ─▶ OutboundListenerSet ─▶ OutboundListener(key)
-//!                                       ├▶ RouteSet ────▶ Route(name)
-//!                                       └▶ SecretSet ───▶ Secret(name)
+//!                                       ├▶ OutboundRouteSet ──▶ Route(name)
+//!                                       └▶ OutboundSecretSet ─▶ Secret(name)
 //! ```
+//!
+//! There are many selections, one for almost every workload, and few outbound audiences. So what goes through all
+//! services is asked of an audience, and a snapshot adds the little that is a workload's own. Only endpoints and names
+//! to be resolved depend on where a client is; all else is asked for a client that is
+//! [anywhere](OutboundAudience::anywhere), so that zones share it.
 
 use crate::audience::{GatewayAudience, InboundAudience, OutboundAudience, Selection};
 use crate::endpoint::AssignmentKey;
@@ -20,6 +25,7 @@ use crate::scope::{Scope, ScopeKey};
 use crate::shared::Shared;
 use crate::{cluster, endpoint, grpc, listener, route, scope, secret, select};
 use model::proxy::ProxyRole;
+use model::service::Resolution;
 use model::{Key, Mesh, MeshView, Proxy, ServiceKey, Str};
 use proto::resource::{Needs, Resource, ResourceSet, ResourceType, Snapshot};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -48,8 +54,8 @@ pub enum Query {
     InboundClusters(Shared<InboundAudience>),
     /// The clusters of gateways that pass TLS on by its server name.
     GatewayClusters(Shared<OutboundAudience>, Shared<GatewayAudience>),
-    /// The assignments of all clusters.
-    AssignmentSet(Selection),
+    /// The assignments of the clusters that proxies with the same outbound audience share.
+    OutboundAssignmentSet(Shared<OutboundAudience>),
     /// What the assignment of a cluster depends on. Answered by [`Answer::AssignmentKey`].
     AssignmentKey(Shared<OutboundAudience>, Str),
     /// An assignment. Answered by [`Answer::Resource`], as are all that return one.
@@ -66,12 +72,12 @@ pub enum Query {
     InboundListeners(Shared<InboundAudience>, Shared<OutboundAudience>),
     /// The listeners of a gateway.
     GatewayListeners(Shared<OutboundAudience>, Shared<GatewayAudience>),
-    /// The route configurations that the listeners ask for.
-    RouteSet(Selection),
+    /// The route configurations that shared listeners ask for.
+    OutboundRouteSet(Shared<OutboundAudience>),
     /// One of them.
     Route(Shared<OutboundAudience>, Option<Shared<GatewayAudience>>, Str),
-    /// The secrets that listeners and clusters ask for.
-    SecretSet(Selection),
+    /// The secrets that shared listeners and clusters ask for.
+    OutboundSecretSet(Shared<OutboundAudience>),
     /// One of them.
     Secret(Shared<OutboundAudience>, Str),
 }
@@ -85,11 +91,11 @@ impl Query {
             Self::Scope(key) => Answer::Scope(Arc::new(Scope::nothing(key))),
             Self::ClusterSet(_)
             | Self::OutboundClusterSet(_)
-            | Self::AssignmentSet(_)
+            | Self::OutboundAssignmentSet(_)
             | Self::ListenerSet(_)
             | Self::OutboundListenerSet(_)
-            | Self::RouteSet(_)
-            | Self::SecretSet(_) => Answer::Set(ResourceSet::new()),
+            | Self::OutboundRouteSet(_)
+            | Self::OutboundSecretSet(_) => Answer::Set(ResourceSet::new()),
             Self::OutboundClusters(..)
             | Self::FixedClusters(_)
             | Self::InboundClusters(_)
@@ -120,7 +126,7 @@ impl fmt::Display for Query {
             Self::FixedClusters(_) => f.write_str("fixed clusters"),
             Self::InboundClusters(_) => f.write_str("inbound clusters"),
             Self::GatewayClusters(..) => f.write_str("clusters of a gateway"),
-            Self::AssignmentSet(_) => f.write_str("set of assignments"),
+            Self::OutboundAssignmentSet(_) => f.write_str("set of assignments"),
             Self::AssignmentKey(_, name) => write!(f, "choice of endpoints for {name}"),
             Self::Assignment(key) => write!(f, "assignment {}", key.cluster()),
             Self::ListenerSet(_) | Self::OutboundListenerSet(_) => f.write_str("set of listeners"),
@@ -128,9 +134,9 @@ impl fmt::Display for Query {
             Self::FixedListeners(_) => f.write_str("fixed listeners"),
             Self::InboundListeners(..) => f.write_str("inbound listeners"),
             Self::GatewayListeners(..) => f.write_str("listeners of a gateway"),
-            Self::RouteSet(_) => f.write_str("set of routes"),
+            Self::OutboundRouteSet(_) => f.write_str("set of routes"),
             Self::Route(_, _, name) => write!(f, "route {name}"),
-            Self::SecretSet(_) => f.write_str("set of secrets"),
+            Self::OutboundSecretSet(_) => f.write_str("set of secrets"),
             Self::Secret(_, name) => write!(f, "secret {name}"),
         }
     }
@@ -277,7 +283,7 @@ impl Evaluation<'_, '_> {
                 let scope = self.scope(&audience.scope);
                 several(cluster::gateway(self.mesh, &scope, audience, gateway))
             }
-            Query::AssignmentSet(selection) => self.assignment_set(selection),
+            Query::OutboundAssignmentSet(audience) => self.outbound_assignment_set(audience),
             Query::AssignmentKey(audience, name) => {
                 let scope = self.scope(&audience.scope);
                 Answer::AssignmentKey(endpoint::select(self.mesh, &scope, audience, name).map(Shared::new))
@@ -301,7 +307,7 @@ impl Evaluation<'_, '_> {
                 let scope = self.scope(&audience.scope);
                 several(listener::gateway(self.mesh, &scope, audience, gateway))
             }
-            Query::RouteSet(selection) => self.route_set(selection),
+            Query::OutboundRouteSet(audience) => self.outbound_route_set(audience),
             Query::Route(audience, gateway, name) => {
                 let scope = self.scope(&audience.scope);
                 let route = match (audience.role, gateway) {
@@ -311,7 +317,7 @@ impl Evaluation<'_, '_> {
                 };
                 Answer::Resource(route.map(Arc::new))
             }
-            Query::SecretSet(selection) => self.secret_set(selection),
+            Query::OutboundSecretSet(audience) => self.outbound_secret_set(audience),
             Query::Secret(audience, name) => {
                 Answer::Resource(secret::secret(self.mesh, audience, name).map(Arc::new))
             }
@@ -320,23 +326,52 @@ impl Evaluation<'_, '_> {
 
     fn snapshot(&mut self, selection: &Selection) -> Answer {
         let clusters = self.set(&Query::ClusterSet(selection.clone()));
-        let assignments = self.set(&Query::AssignmentSet(selection.clone()));
         let listeners = self.set(&Query::ListenerSet(selection.clone()));
-        let routes = self.set(&Query::RouteSet(selection.clone()));
-        let secrets = self.set(&Query::SecretSet(selection.clone()));
-        Answer::Snapshot(Arc::new(Snapshot {
-            clusters,
-            assignments,
-            listeners,
-            routes,
-            secrets,
-            ..Snapshot::default()
-        }))
+        let outbound = &selection.outbound;
+        let anywhere = outbound.anywhere();
+        let (own_clusters, own_listeners) = (self.own_clusters(selection), self.own_listeners(selection));
+
+        let mut assignments = self.set(&Query::OutboundAssignmentSet(outbound.clone()));
+        for name in names(&own_clusters, |needs| &needs.assignments) {
+            let assignment = self.assignment_of(outbound, &name);
+            add(&mut assignments, assignment);
+        }
+        // A gateway has its own form of every route.
+        let gateway = selection.gateway.clone();
+        let (mut routes, asking): (_, Vec<Arc<Resource>>) = match gateway {
+            Some(_) => (ResourceSet::new(), listeners.values().cloned().collect()),
+            None => (self.set(&Query::OutboundRouteSet(anywhere.clone())), own_listeners.clone()),
+        };
+        for name in names(&asking, |needs| &needs.routes) {
+            let route = self.resource(&Query::Route(anywhere.clone(), gateway.clone(), name));
+            add(&mut routes, route);
+        }
+        let mut secrets = self.set(&Query::OutboundSecretSet(outbound.clone()));
+        let own = [own_clusters, own_listeners].concat();
+        for name in names(&own, |needs| &needs.secrets) {
+            let secret = self.resource(&Query::Secret(anywhere.clone(), name));
+            add(&mut secrets, secret);
+        }
+        let mut snapshot =
+            Snapshot { clusters, assignments, listeners, routes, secrets, ..Snapshot::default() };
+        if let Some(Answer::Snapshot(previous)) = self.previous {
+            for kind in ResourceType::ALL {
+                if same_set(previous.of(kind), snapshot.of(kind)) {
+                    snapshot.of_mut(kind).clone_from(previous.of(kind));
+                }
+            }
+        }
+        Answer::Snapshot(Arc::new(snapshot))
     }
 
     fn cluster_set(&mut self, selection: &Selection) -> Answer {
+        let shared = self.set(&Query::OutboundClusterSet(selection.outbound.clone()));
+        let own = self.own_clusters(selection);
+        Answer::Set(with(shared, own))
+    }
+
+    fn own_clusters(&mut self, selection: &Selection) -> Vec<Arc<Resource>> {
         let Selection { outbound, inbound, gateway } = selection;
-        let shared = self.set(&Query::OutboundClusterSet(outbound.clone()));
         let mut own = Vec::new();
         if let Some(inbound) = inbound {
             own.extend(self.resources(&Query::InboundClusters(inbound.clone())).iter().cloned());
@@ -345,46 +380,60 @@ impl Evaluation<'_, '_> {
             let query = Query::GatewayClusters(outbound.clone(), gateway.clone());
             own.extend(self.resources(&query).iter().cloned());
         }
-        Answer::Set(with(shared, own))
+        own
     }
 
     fn outbound_cluster_set(&mut self, audience: &Shared<OutboundAudience>) -> Answer {
         let scope = self.scope(&audience.scope);
-        let mut all = self.resources(&Query::FixedClusters(audience.clone())).to_vec();
+        let anywhere = audience.anywhere();
+        let mut all = self.resources(&Query::FixedClusters(anywhere.clone())).to_vec();
         for service in cluster::outbound_services(self.mesh, &scope, audience) {
+            // Endpoints of a name are part of the cluster, and ranked by their distance.
+            let resolves = self
+                .mesh
+                .service_row(&service)
+                .is_some_and(|row| matches!(row.resolution, Resolution::Dns | Resolution::DnsRoundRobin));
+            let audience = if resolves { audience } else { &anywhere };
             all.extend(self.resources(&Query::OutboundClusters(audience.clone(), service)).iter().cloned());
         }
         self.reconciled(all)
     }
 
-    fn assignment_set(&mut self, selection: &Selection) -> Answer {
-        let clusters = self.set(&Query::ClusterSet(selection.clone()));
+    fn outbound_assignment_set(&mut self, audience: &Shared<OutboundAudience>) -> Answer {
+        let clusters = self.set(&Query::OutboundClusterSet(audience.clone()));
         let mut all = Vec::new();
         for name in clusters.values().flat_map(|cluster| &cluster.needs().assignments) {
-            let key = match (self.ask)(&Query::AssignmentKey(selection.outbound.clone(), name.clone())) {
-                Answer::AssignmentKey(key) => key,
-                other => mismatch(&other),
-            };
-            if let Some(key) = key {
-                all.extend(self.resource(&Query::Assignment(key)));
-            }
+            all.extend(self.assignment_of(audience, name));
         }
         self.reconciled(all)
     }
 
+    fn assignment_of(&mut self, audience: &Shared<OutboundAudience>, name: &Str) -> Option<Arc<Resource>> {
+        let key = match (self.ask)(&Query::AssignmentKey(audience.clone(), name.clone())) {
+            Answer::AssignmentKey(key) => key,
+            other => mismatch(&other),
+        };
+        self.resource(&Query::Assignment(key?))
+    }
+
     fn listener_set(&mut self, selection: &Selection) -> Answer {
+        let shared = self.set(&Query::OutboundListenerSet(selection.outbound.anywhere()));
+        let own = self.own_listeners(selection);
+        Answer::Set(with(shared, own))
+    }
+
+    fn own_listeners(&mut self, selection: &Selection) -> Vec<Arc<Resource>> {
         let Selection { outbound, inbound, gateway } = selection;
-        let shared = self.set(&Query::OutboundListenerSet(outbound.clone()));
         let mut own = Vec::new();
         if let Some(inbound) = inbound {
-            let query = Query::InboundListeners(inbound.clone(), outbound.clone());
+            let query = Query::InboundListeners(inbound.clone(), outbound.anywhere());
             own.extend(self.resources(&query).iter().cloned());
         }
         if let Some(gateway) = gateway {
-            let query = Query::GatewayListeners(outbound.clone(), gateway.clone());
+            let query = Query::GatewayListeners(outbound.anywhere(), gateway.clone());
             own.extend(self.resources(&query).iter().cloned());
         }
-        Answer::Set(with(shared, own))
+        own
     }
 
     fn outbound_listener_set(&mut self, audience: &Shared<OutboundAudience>) -> Answer {
@@ -400,18 +449,19 @@ impl Evaluation<'_, '_> {
         self.reconciled(all)
     }
 
-    fn route_set(&mut self, selection: &Selection) -> Answer {
-        let names = self.needed(&[Query::ListenerSet(selection.clone())], |needs| &needs.routes);
-        let Selection { outbound, gateway, .. } = selection;
-        let queries = names.into_iter().map(|name| Query::Route(outbound.clone(), gateway.clone(), name));
+    fn outbound_route_set(&mut self, audience: &Shared<OutboundAudience>) -> Answer {
+        let names = self.needed(&[Query::OutboundListenerSet(audience.clone())], |needs| &needs.routes);
+        let queries = names.into_iter().map(|name| Query::Route(audience.clone(), None, name));
         let all = queries.filter_map(|query| self.resource(&query)).collect();
         self.reconciled(all)
     }
 
-    fn secret_set(&mut self, selection: &Selection) -> Answer {
-        let sets = [Query::ListenerSet(selection.clone()), Query::ClusterSet(selection.clone())];
+    fn outbound_secret_set(&mut self, audience: &Shared<OutboundAudience>) -> Answer {
+        let anywhere = audience.anywhere();
+        let sets =
+            [Query::OutboundListenerSet(anywhere.clone()), Query::OutboundClusterSet(audience.clone())];
         let names = self.needed(&sets, |needs| &needs.secrets);
-        let queries = names.into_iter().map(|name| Query::Secret(selection.outbound.clone(), name));
+        let queries = names.into_iter().map(|name| Query::Secret(anywhere.clone(), name));
         let all = queries.filter_map(|query| self.resource(&query)).collect();
         self.reconciled(all)
     }
@@ -428,6 +478,18 @@ impl Evaluation<'_, '_> {
 
     /// Makes a set of `resources`, the first of each name, sharing structure with the previous answer.
     fn reconciled(&self, resources: Vec<Arc<Resource>>) -> Answer {
+        if let Some(Answer::Set(previous)) = self.previous
+            && previous.len() == resources.len()
+            && previous.keys().zip(&resources).all(|(name, resource)| name == resource.name())
+        {
+            let mut set = previous.clone();
+            for (old, resource) in previous.values().zip(resources) {
+                if !same_resource(old, &resource) {
+                    set.insert(resource.name().clone(), resource);
+                }
+            }
+            return Answer::Set(set);
+        }
         let mut wanted: BTreeMap<Str, Arc<Resource>> = BTreeMap::new();
         for resource in resources {
             wanted.entry(resource.name().clone()).or_insert(resource);
@@ -478,6 +540,18 @@ impl Evaluation<'_, '_> {
 
 fn several(resources: Vec<Resource>) -> Answer {
     Answer::Resources(resources.into_iter().map(Arc::new).collect())
+}
+
+/// Returns the names of one kind that `resources` need.
+fn names(resources: &[Arc<Resource>], of: impl Fn(&Needs) -> &BTreeSet<Str>) -> BTreeSet<Str> {
+    resources.iter().flat_map(|resource| of(resource.needs()).iter().cloned()).collect()
+}
+
+/// Adds a resource unless there is one of its name.
+fn add(set: &mut ResourceSet, resource: Option<Arc<Resource>>) {
+    if let Some(resource) = resource {
+        set.entry(resource.name().clone()).or_insert(resource);
+    }
 }
 
 /// Adds the few resources that are a proxy's own to a set that it shares with others.

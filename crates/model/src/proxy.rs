@@ -59,6 +59,7 @@ pub struct Proxy {
     pub has_identity: bool,
     /// Further metadata that changes what it is sent, by its name in `Node.metadata`.
     pub metadata: BTreeMap<Str, Str>,
-    /// Names of the extensions that it lists; empty if it lists none.
+    /// Names of the extensions that it lists and stock Envoy lacks. If it lists stock ones only, one of these; if it lists
+    /// none, empty.
     pub extensions: Vec<Str>,
 }

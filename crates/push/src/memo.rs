@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
-use std::hash::Hash;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 /// What the memo evaluates. Evaluation must be a pure function of the inputs and of the query: whatever it
 /// depends on, it reads or asks for through [`Ask`].
@@ -51,6 +51,28 @@ enum State {
 
 type NodeId = usize;
 
+type NodeSet = HashSet<NodeId, BuildHasherDefault<NodeHasher>>;
+
+/// Spreads node numbers, which nobody but us chooses, over a table.
+#[derive(Default)]
+struct NodeHasher(u64);
+
+impl Hasher for NodeHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_usize(byte.into());
+        }
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.0 = (self.0 ^ number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
 struct Node<C: Computation> {
     query: C::Query,
     answer: Option<C::Answer>,
@@ -63,7 +85,7 @@ struct Node<C: Computation> {
     /// In the order in which they were first asked: an earlier answer may decide whether a later query makes
     /// sense at all.
     asks: Vec<NodeId>,
-    dependents: HashSet<NodeId>,
+    dependents: NodeSet,
     roots: usize,
 }
 
@@ -83,9 +105,9 @@ pub struct Memo<C: Computation> {
     nodes: Vec<Option<Node<C>>>,
     free: Vec<NodeId>,
     ids: HashMap<C::Query, NodeId>,
-    readers: HashMap<C::Key, HashSet<NodeId>>,
+    readers: HashMap<C::Key, NodeSet>,
     /// Nodes that nobody rested on when last looked at.
-    orphans: HashSet<NodeId>,
+    orphans: NodeSet,
     revision: u64,
     counters: Counters,
 }
@@ -97,7 +119,7 @@ impl<C: Computation> Default for Memo<C> {
             free: Vec::new(),
             ids: HashMap::new(),
             readers: HashMap::new(),
-            orphans: HashSet::new(),
+            orphans: NodeSet::default(),
             revision: 1,
             counters: Counters::default(),
         }
@@ -215,7 +237,7 @@ impl<C: Computation> Memo<C> {
             changed: 0,
             keys: BTreeSet::new(),
             asks: Vec::new(),
-            dependents: HashSet::new(),
+            dependents: NodeSet::default(),
             roots: 0,
         };
         let id = match self.free.pop() {
@@ -265,7 +287,7 @@ impl<C: Computation> Memo<C> {
         let query = node(&self.nodes, id).query.clone();
         let previous = node(&self.nodes, id).answer.clone();
         let mut asks: Vec<NodeId> = Vec::new();
-        let mut asked: HashSet<NodeId> = HashSet::new();
+        let mut asked = NodeSet::default();
         let (answer, keys) = computation.evaluate(&query, previous.as_ref(), &mut |below| {
             let below = self.id_of(below);
             if asked.insert(below) {
@@ -290,6 +312,9 @@ impl<C: Computation> Memo<C> {
     }
 
     fn replace_keys(&mut self, id: NodeId, keys: BTreeSet<C::Key>) {
+        if node(&self.nodes, id).keys == keys {
+            return;
+        }
         let old = std::mem::take(&mut node_mut(&mut self.nodes, id).keys);
         for gone in old.difference(&keys) {
             remove_reader(&mut self.readers, gone, id);
@@ -300,7 +325,11 @@ impl<C: Computation> Memo<C> {
         node_mut(&mut self.nodes, id).keys = keys;
     }
 
-    fn replace_asks(&mut self, id: NodeId, asks: Vec<NodeId>, asked: &HashSet<NodeId>) {
+    fn replace_asks(&mut self, id: NodeId, asks: Vec<NodeId>, asked: &NodeSet) {
+        // Mostly an answer rests on what it rested on before.
+        if node(&self.nodes, id).asks == asks {
+            return;
+        }
         for &below in asked {
             node_mut(&mut self.nodes, below).dependents.insert(id);
             self.orphans.remove(&below);
@@ -324,7 +353,7 @@ fn node_mut<C: Computation>(nodes: &mut [Option<Node<C>>], id: NodeId) -> &mut N
     nodes[id].as_mut().expect("ids in use name nodes: only sweep removes them, and their edges with them")
 }
 
-fn remove_reader<K: Eq + Hash>(readers: &mut HashMap<K, HashSet<NodeId>>, key: &K, id: NodeId) {
+fn remove_reader<K: Eq + Hash>(readers: &mut HashMap<K, NodeSet>, key: &K, id: NodeId) {
     if let Some(ids) = readers.get_mut(key) {
         ids.remove(&id);
         if ids.is_empty() {

@@ -2,13 +2,14 @@
 
 use compile::Shared;
 use compile::query;
+use model::destination_rule::{OutlierDetection, PortPolicy, TrafficPolicy};
 use model::proxy::{Interception, ProxyRole};
 use model::route::{Headers, StringMatch};
 use model::service::{Address, Health, Registry, Resolution, TargetPort, TrafficDistribution, Vip};
 use model::virtual_service::{Destination, GatewayRef, HttpAction, HttpDestination, HttpMatch, HttpRule};
 use model::{
-    Endpoint, ExportTo, Kind, Labels, Locality, MeshViewBuilder, Meta, Namespace, ObjectKey, Protocol, Proxy,
-    Service, ServiceKey, ServicePort, VirtualService, WorkloadId,
+    DestinationRule, Endpoint, ExportTo, Kind, Labels, Locality, MeshViewBuilder, Meta, Namespace, ObjectKey,
+    Protocol, Proxy, Service, ServiceKey, ServicePort, VirtualService, WorkloadId,
 };
 use proptest::prelude::*;
 use proto::resource::{ResourceType, Snapshot};
@@ -71,6 +72,29 @@ fn endpoint(ip: u32) -> Endpoint {
         weight: None,
         health: Health::Healthy,
         mtls: false,
+    }
+}
+
+fn locality(zone: &str) -> Locality {
+    Locality { region: "r".into(), zone: zone.into(), subzone: "".into() }
+}
+
+/// A rule by which locality counts: without outlier detection it never does.
+fn failing_over(service: usize, namespaces: usize) -> DestinationRule {
+    let key = key(service, namespaces);
+    let base = PortPolicy { outlier_detection: Some(OutlierDetection::default()), ..PortPolicy::default() };
+    DestinationRule {
+        meta: Meta {
+            key: ObjectKey::new(Kind::DestinationRule, key.namespace.as_str(), format!("svc{service}")),
+            created: 0,
+            labels: Labels::new(),
+            annotations: Labels::new(),
+        },
+        host: key.host,
+        export_to: ExportTo::All,
+        workload_selector: None,
+        policy: Some(TrafficPolicy { base, ..TrafficPolicy::default() }),
+        subsets: Vec::new(),
     }
 }
 
@@ -207,6 +231,34 @@ fn an_endpoint_that_flips_costs_one_assignment() {
         receiver.borrow().assignments.get("outbound|80||svc7.ns7.svc.cluster.local").cloned().unwrap()
     };
     assert!(receivers.iter().all(|receiver| Arc::ptr_eq(&assignment(receiver), &assignment(&receivers[0]))));
+}
+
+#[test]
+fn zones_share_all_that_does_not_depend_on_a_place() {
+    let mut builder = mesh(50, 1);
+    // Endpoints of a name are in the cluster, in the order of their distance.
+    let named = Service { resolution: Resolution::Dns, ..service(50, 1, 80) };
+    builder.set_service(named);
+    let in_zone = |ip: u32, zone: &str| Endpoint { locality: locality(zone), ..endpoint(ip) };
+    builder.set_endpoints(&key(50, 1), Arc::from([in_zone(1, "a"), in_zone(2, "b")]));
+    builder.set_destination_rule(failing_over(50, 1));
+    let mut engine = Engine::new(Arc::new(builder.publish().unwrap().0));
+    let in_zone = |number: usize, zone: &str| Proxy { locality: locality(zone), ..proxy(number, 1) };
+    let (_, a) = engine.connect(in_zone(0, "a"));
+    let before = engine.counters().evaluated;
+    let (_, b) = engine.connect(in_zone(1, "b"));
+    let (a, b) = (a.borrow().clone(), b.borrow().clone());
+    let named = "outbound|80||svc50.ns0.svc.cluster.local".to_owned();
+    assert_eq!(difference(&a, &b), BTreeSet::from([(ResourceType::Cluster, named.clone())]));
+    let shared = |kind: ResourceType| {
+        a.of(kind)
+            .values()
+            .filter(|resource| **resource.name() != *named)
+            .all(|resource| b.of(kind).get(resource.name()).is_some_and(|other| Arc::ptr_eq(other, resource)))
+    };
+    assert!(ResourceType::ALL.into_iter().all(shared));
+    // The choice of endpoints of each cluster, one cluster, and some sets: no other cluster, listener or route.
+    assert!(engine.counters().evaluated - before <= 50 + 12, "{}", engine.counters().evaluated - before);
 }
 
 #[test]
