@@ -3,6 +3,7 @@
 //! Each command is a module with `pub(crate) struct Args` and `pub(crate) fn run(args) -> anyhow::Result<()>`, one
 //! line in [`Command`] and one in `run`. An error is printed with its causes and ends the process with status 1.
 
+mod bench;
 mod codegen;
 mod conformance;
 mod deny;
@@ -33,6 +34,8 @@ enum Command {
     Demo(e2e::Args),
     /// Make random edits while requests flow, and count those that fail (`--edits N --seed S`)
     Hitless(e2e::Args),
+    /// Measure what things cost, on release builds (`push`: simulated proxies against weftd)
+    Bench(bench::Args),
     /// Install the real parts that tests run against, each pinned, and print their versions
     Tools(tools::Args),
     /// Run everything from a clean clone: tools, build, all tests, comparisons
@@ -75,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => e2e::run("demo", &args),
         Command::Hitless(args) => e2e::run("hitless", &args),
+        Command::Bench(args) => bench::run(&args),
         Command::Tools(args) => tools::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),

@@ -141,6 +141,11 @@ impl Weftd {
         Ok(weftd)
     }
 
+    /// Returns its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Returns where it serves xDS.
     pub fn grpc(&self) -> SocketAddr {
         self.grpc

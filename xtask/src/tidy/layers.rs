@@ -71,6 +71,7 @@ const TABLE: &[Row] = &[
     row("weft-testkit", Layer::Development, &[BELOW_WHOLE, "weft-toolbox"], &[]),
     row("xtask-codegen-proto", Layer::Development, &[], &[]),
     row("weft-e2e", Layer::Development, &[ALL], &[]),
+    row("weft-bench", Layer::Development, &[ALL], &[]),
     row("xtask", Layer::Development, &[ALL], &[]),
 ];
 

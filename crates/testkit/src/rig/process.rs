@@ -72,6 +72,11 @@ impl Process {
         Ok(Self { part: part.to_owned(), child: Mutex::new(child), id, log })
     }
 
+    /// Returns the process id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Asks `probe` until it gives a value. Ends early if the process does.
     pub fn wait_until<T>(
         &self,
