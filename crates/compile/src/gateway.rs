@@ -10,7 +10,9 @@
 use crate::audience::GatewayAudience;
 use crate::names;
 use model::gateway::{Gateway, HostNamespace, Server, ServerHost, ServerTlsMode};
-use model::{Mesh, ObjectKey, Protocol, Str};
+use model::view::GatewayRow;
+use model::{Mesh, ObjectKey, Protocol, Rejection, Str};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A server on a port that is really bound.
@@ -70,6 +72,34 @@ pub fn passes_through(server: &Server) -> bool {
 
 /// Returns what the audience's Gateways bind, in the order in which addresses were first claimed.
 pub fn merge<'a>(mesh: &Mesh<'a>, audience: &GatewayAudience) -> Vec<BoundListener<'a>> {
+    merge_all(mesh, audience).listeners
+}
+
+/// Returns which servers lose a conflict wherever their Gateways are bound, with the reason. Gateways meet at least at
+/// the workloads that the most specific of their selectors picks, or at those of the same services.
+pub fn conflicts(mesh: &Mesh<'_>) -> Vec<Rejection> {
+    let mut rows: Vec<&GatewayRow> = mesh.gateways().map(AsRef::as_ref).collect();
+    rows.sort_by_key(|row| (row.created, &row.key.name, &row.key.namespace));
+    let mut groups: BTreeSet<Vec<&ObjectKey>> = BTreeSet::new();
+    for row in &rows {
+        let meets = |other: &&&GatewayRow| match (&row.services, &other.services) {
+            (None, None) => other.selector.selects(&row.selector),
+            (Some(own), Some(others)) => row.key.namespace == other.key.namespace && own == others,
+            _ => false,
+        };
+        groups.insert(rows.iter().filter(meets).map(|row| &row.key).collect());
+    }
+    let mut rejections = BTreeSet::new();
+    for group in groups {
+        // Ports are taken as declared: what they are translated to is not known without a workload.
+        let gateways = group.into_iter().cloned().collect();
+        let merged = merge_all(mesh, &GatewayAudience { gateways, ..GatewayAudience::default() });
+        rejections.extend(merged.refused);
+    }
+    rejections.into_iter().collect()
+}
+
+fn merge_all<'a>(mesh: &Mesh<'a>, audience: &GatewayAudience) -> Merge<'a> {
     let mut merge = Merge::default();
     for key in &audience.gateways {
         let Some(gateway) = mesh.gateway(key) else { continue };
@@ -79,7 +109,7 @@ pub fn merge<'a>(mesh: &Mesh<'a>, audience: &GatewayAudience) -> Vec<BoundListen
             }
         }
     }
-    merge.listeners
+    merge
 }
 
 /// Returns the servers behind the route configuration `name`, in order of precedence.
@@ -115,20 +145,24 @@ struct Merge<'a> {
     listeners: Vec<BoundListener<'a>>,
     /// The first server of a port, if it is plain text: its protocol and bind.
     plain: BTreeMap<u16, (Protocol, Option<Str>)>,
-    /// Ports that something is bound to.
-    ports: BTreeSet<u16>,
+    /// Ports that something is bound to, and the Gateway that was first.
+    ports: BTreeMap<u16, &'a ObjectKey>,
     /// Addresses of ports whose first server has TLS, as later servers claimed them.
     beside_tls: BTreeSet<(u16, Option<Str>)>,
     /// Hosts that are taken, by port and bind.
-    hosts: BTreeSet<(u16, Option<Str>, String)>,
+    hosts: BTreeMap<(u16, Option<Str>, String), &'a ObjectKey>,
     /// Route configurations that are taken.
     routes: BTreeSet<Str>,
+    /// Servers that lost.
+    refused: Vec<Rejection>,
 }
 
 impl<'a> Merge<'a> {
     fn add(&mut self, gateway: &'a Gateway, server: &'a Server, port: u16) {
-        if server.tls.is_some() && !self.claim_hosts(server, port) {
-            return;
+        if server.tls.is_some()
+            && let Err(reason) = self.claim_hosts(&gateway.meta.key, server, port)
+        {
+            return self.refuse(gateway, server, "hosts", reason);
         }
         let route = route_name(&gateway.meta.key, server, port);
         let fits = match self.plain.get(&port) {
@@ -136,7 +170,7 @@ impl<'a> Merge<'a> {
                 let both_http = server.protocol.is_http() && protocol.is_http();
                 *bind != server.bind || (both_http && route.is_some())
             }
-            None if self.ports.contains(&port) => self.fits_beside_tls(server, port, route.as_ref()),
+            None if self.ports.contains_key(&port) => self.fits_beside_tls(server, port, route.as_ref()),
             None => {
                 if !is_tls(server) {
                     self.plain.insert(port, (server.protocol, server.bind.clone()));
@@ -145,9 +179,16 @@ impl<'a> Merge<'a> {
             }
         };
         if !fits {
-            return;
+            let owner = self.ports.get(&port).copied().unwrap_or(&gateway.meta.key);
+            let spoken = match self.plain.get(&port) {
+                Some((protocol, _)) => format!("{protocol} in plain text"),
+                None => "TLS".to_owned(),
+            };
+            let declared = server.port;
+            let reason = format!("port {declared} is taken: {owner} is older and speaks {spoken} there");
+            return self.refuse(gateway, server, "port", reason);
         }
-        self.ports.insert(port);
+        self.ports.entry(port).or_insert(&gateway.meta.key);
         self.routes.extend(route.clone());
         let bound = BoundServer { gateway, server, port, route };
         match self.listeners.iter_mut().find(|listener| listener.port == port && listener.bind == server.bind)
@@ -168,16 +209,29 @@ impl<'a> Merge<'a> {
         server.tls.is_some() || new
     }
 
-    /// Claims the hosts of a server with TLS. Returns whether none was taken: two filter chains for one SNI would
+    fn refuse(&mut self, gateway: &Gateway, server: &Server, field: &str, reason: String) {
+        let field = format!("spec.servers[{}].{field}", server.index);
+        self.refused.push(Rejection { object: gateway.meta.key.clone(), field, reason });
+    }
+
+    /// Claims the hosts of a server with TLS. Returns why it cannot if one is taken: two filter chains for one SNI would
     /// make Envoy refuse the listener. The hosts of a server that is refused stay claimed.
-    fn claim_hosts(&mut self, server: &Server, port: u16) -> bool {
+    fn claim_hosts(&mut self, gateway: &'a ObjectKey, server: &Server, port: u16) -> Result<(), String> {
         // A host may be there for several namespaces.
         let names: BTreeSet<String> = server.hosts.iter().map(|host| claimed_name(server, host)).collect();
-        let mut free = true;
+        let mut taken = None;
         for name in names {
-            free &= self.hosts.insert((port, server.bind.clone(), name));
+            match self.hosts.entry((port, server.bind.clone(), name)) {
+                Entry::Vacant(free) => drop(free.insert(gateway)),
+                Entry::Occupied(other) => {
+                    let name = &other.key().2;
+                    let reason =
+                        || format!("{name:?} is taken on port {}: {} is older", server.port, other.get());
+                    taken = taken.or_else(|| Some(reason()));
+                }
+            }
         }
-        free
+        taken.map_or(Ok(()), Err)
     }
 }
 
@@ -251,7 +305,8 @@ mod tests {
             let key = ObjectKey::new(Kind::Gateway, "edge", *name);
             keys.push(key.clone());
             let meta = Meta { key, created: 0, labels: Labels::new(), annotations: Labels::new() };
-            let servers = servers.iter().map(|text| server(text)).collect();
+            let numbered = servers.iter().enumerate();
+            let servers = numbered.map(|(index, text)| Server { index, ..server(text) }).collect();
             builder.set_gateway(Gateway { meta, selector: Labels::new(), services: None, servers });
         }
         let audience = GatewayAudience { gateways: keys, ..GatewayAudience::default() };
@@ -344,6 +399,43 @@ mod tests {
             got,
             ["8080: a>http.8080", "8081: a>http.8081", "8443: a>https.443.https.a.edge", "9000: a>-"]
         );
+    }
+
+    #[test]
+    fn servers_that_lose_are_named_with_the_winner() {
+        let (view, _) = view(&[
+            ("a", &["443/HTTPS/x tls simple", "80/HTTP/x", "81/TCP/*"]),
+            ("b", &["443/HTTPS/y,x tls simple", "80/HTTPS/z tls simple", "81/TCP/*", "443/HTTP/y"]),
+        ]);
+        let lost: Vec<String> = conflicts(&Mesh::new(&view)).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lost,
+            [
+                "Gateway edge/b: spec.servers[0].hosts: \"x\" is taken on port 443: Gateway edge/a is older",
+                "Gateway edge/b: spec.servers[1].port: port 80 is taken: Gateway edge/a is older and speaks HTTP in plain text there",
+                "Gateway edge/b: spec.servers[2].port: port 81 is taken: Gateway edge/a is older and speaks TCP in plain text there",
+            ]
+        );
+    }
+
+    #[test]
+    fn gateways_that_never_meet_do_not_conflict() {
+        let (view, _) = view(&[("a", &["443/HTTPS/x tls simple"]), ("b", &["443/HTTPS/x tls simple"])]);
+        let mut builder = MeshViewBuilder::new(view);
+        let select = |builder: &mut MeshViewBuilder, name: &str, labels: &[(&str, &str)]| {
+            let key = ObjectKey::new(Kind::Gateway, "edge", name);
+            let mut gateway = Gateway::clone(Mesh::new(builder.view()).gateway(&key).unwrap());
+            gateway.selector = labels.iter().copied().collect();
+            builder.set_gateway(gateway);
+        };
+        let count = |builder: &MeshViewBuilder| conflicts(&Mesh::new(builder.view())).len();
+        assert_eq!(count(&builder), 1);
+        select(&mut builder, "a", &[("app", "one")]);
+        assert_eq!(count(&builder), 1, "the other one is for every workload");
+        select(&mut builder, "b", &[("app", "two")]);
+        assert_eq!(count(&builder), 0);
+        select(&mut builder, "b", &[("app", "one"), ("zone", "z")]);
+        assert_eq!(count(&builder), 1);
     }
 
     #[test]

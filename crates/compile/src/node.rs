@@ -9,6 +9,7 @@
 //! | `NAMESPACE` | the namespace whose configuration it sees | `default` |
 //! | `NAME` | its pod | the node id |
 //! | `LABELS` | the labels that selectors see, unless the pod is known | none |
+//! | `CLUSTER_ID` | its cluster: a workload elsewhere is not behind this cluster's Services | this cluster |
 //! | `INSTANCE_IPS` | its addresses, comma separated | none: IPv4 is assumed |
 //! | `PROXY_TYPE` | `sidecar`, `router` (a gateway) or `grpc` | `router`; `grpc` for gRPC libraries |
 //! | `WORKLOAD_IDENTITY` | `true` if it has a workload certificate from a static cluster `sds-grpc` | `false` (Istio ids: `true`) |
@@ -73,7 +74,7 @@ pub fn parse(node: &Node, domain: &str) -> Result<Proxy, NodeError> {
         ips: if ips.is_empty() { id.ips } else { ips },
         labels: metadata.labels("LABELS"),
         locality,
-        cluster: metadata.text("CLUSTER_ID").unwrap_or_else(|| "Kubernetes".to_owned()).into(),
+        cluster: metadata.text("CLUSTER_ID").unwrap_or_default().into(),
         network: metadata.text("NETWORK").unwrap_or_default().into(),
         node: metadata.text("NODE_NAME").map(Str::from),
         interception: match metadata.text("INTERCEPTION_MODE").as_deref() {

@@ -42,6 +42,7 @@ fn certificate(source: &model::Secret) -> Option<secret::Type> {
     Some(secret::Type::TlsCertificate(TlsCertificate {
         certificate_chain: Some(inline(&source.certificate_chain)),
         private_key: Some(inline(&source.private_key)),
+        ocsp_staple: source.ocsp_staple.as_ref().map(|staple| inline(staple)),
         ..TlsCertificate::default()
     }))
 }

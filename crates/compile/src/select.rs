@@ -30,10 +30,12 @@ const NO_PORT_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-tr
 
 /// Decides everything about `proxy` that its resources may depend on.
 pub fn select(mesh: &Mesh<'_>, proxy: &Proxy) -> Selection {
-    let workload = mesh.workload(&proxy.workload).map(AsRef::as_ref);
+    // A pod of another cluster may well have the name, the address and the labels of one here.
+    let is_local = proxy.cluster.is_empty() || proxy.cluster == mesh.config().cluster;
+    let workload = is_local.then(|| mesh.workload(&proxy.workload)).flatten().map(AsRef::as_ref);
     // Labels in metadata may be stale: the registry knows better.
     let labels = workload.map_or(&proxy.labels, |workload| &workload.labels);
-    let targets = targets(mesh, proxy, workload, labels);
+    let targets = targets(mesh, proxy, is_local, workload, labels);
     let outbound = outbound(mesh, proxy, workload, labels, &targets);
     let inbound = (proxy.role == ProxyRole::Sidecar).then(|| {
         let instance_ip = needs_instance_ip(mesh, &outbound).then(|| proxy.ips.first().copied()).flatten();
@@ -97,10 +99,18 @@ fn outbound(
         locality: locality.clone(),
         failover_labels: failover_labels(mesh, proxy, labels, locality, &network),
         network,
-        cluster: proxy.cluster.clone(),
+        cluster: cluster(mesh, proxy).clone(),
         node: if mesh.node_matters() { proxy.node.clone() } else { None },
         own_headless,
         switches: switches(mesh, proxy),
+    }
+}
+
+/// Returns the cluster that the proxy is in: this one, if it says none.
+fn cluster<'p>(mesh: &Mesh<'p>, proxy: &'p Proxy) -> &'p Str {
+    match proxy.cluster.is_empty() {
+        true => &mesh.config().cluster,
+        false => &proxy.cluster,
     }
 }
 
@@ -118,7 +128,7 @@ fn failover_labels(
             topology::REGION => Some(&locality.region),
             topology::ZONE => Some(&locality.zone),
             topology::SUBZONE => Some(&locality.subzone),
-            topology::CLUSTER => Some(&proxy.cluster),
+            topology::CLUSTER => Some(cluster(mesh, proxy)),
             topology::NETWORK => Some(network),
             topology::HOSTNAME => proxy.node.as_ref(),
             _ => None,
@@ -224,6 +234,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 fn targets(
     mesh: &Mesh<'_>,
     proxy: &Proxy,
+    is_local: bool,
     workload: Option<&Workload>,
     labels: &Labels,
 ) -> Vec<ServiceTarget> {
@@ -238,7 +249,10 @@ fn targets(
     let selected = mesh
         .services_in(namespace)
         .filter(|row| {
-            !by_address.contains(&row.key) && !row.selector.is_empty() && row.selector.selects(labels)
+            is_local
+                && !by_address.contains(&row.key)
+                && !row.selector.is_empty()
+                && row.selector.selects(labels)
         })
         .map(|row| (row.created, row.object.name.clone(), target(row, workload)));
     let addressed = by_address.iter().filter_map(|key| {
@@ -377,3 +391,6 @@ fn ports_of<'a>(targets: impl Iterator<Item = &'a ServiceTarget>) -> BTreeMap<u1
     }
     ports
 }
+
+#[cfg(test)]
+mod tests;

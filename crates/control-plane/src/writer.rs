@@ -6,7 +6,7 @@
 use index::{Change, Findings, Held, Index, Settings};
 use k8s_api::mesh_config::MeshConfig;
 use k8s_api::object::Object;
-use model::{MeshView, ObjectKey, Rejection, Str};
+use model::{Key, Kind, Mesh, MeshView, ObjectKey, Rejection, Str};
 use push::Push;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -84,6 +84,11 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
             index.forget_restored();
         }
         let published = index.publish();
+        if let Some((view, changes)) = &published
+            && changes.keys.iter().any(is_about_gateways)
+        {
+            index.set_conflicts(compile::gateway::conflicts(&Mesh::new(view)));
+        }
         // Some of what is wrong shows only now.
         let fresh = index.take_fresh_findings();
         for (object, findings) in &fresh {
@@ -115,6 +120,14 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
         if let Some((view, changes)) = published {
             push.publish(view, changes);
         }
+    }
+}
+
+fn is_about_gateways(key: &Key) -> bool {
+    match key {
+        Key::Gateways => true,
+        Key::Object(object) => object.kind == Kind::Gateway,
+        _ => false,
     }
 }
 

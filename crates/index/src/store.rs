@@ -4,10 +4,15 @@ use crate::registry::Registry;
 use crate::rules::Rules;
 use k8s_api::mesh_config::MeshConfig as ApiMeshConfig;
 use k8s_api::object::{Object, ObjectKey as ApiKey};
-use model::{ChangeSet, Kind, MeshConfig, MeshView, MeshViewBuilder, ObjectKey, Origin, Rejection, Str};
+use model::{
+    ChangeSet, Kind, Labels, MeshConfig, MeshView, MeshViewBuilder, ObjectKey, Origin, Rejection, Str,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use translate::Context;
+
+/// The label that Kubernetes puts on every namespace.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// An object with the place it was read from.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +128,8 @@ pub struct Index {
     restored: HashMap<ApiKey, Arc<Object>>,
     /// What cannot be read, and why.
     unread: BTreeMap<ObjectKey, Str>,
+    /// What is not used because something else is there already.
+    conflicts: BTreeMap<ObjectKey, Vec<Finding>>,
     pub(crate) builder: MeshViewBuilder,
     findings: BTreeMap<ObjectKey, Findings>,
     fresh_findings: BTreeSet<ObjectKey>,
@@ -133,7 +140,7 @@ pub struct Index {
 impl Index {
     /// Makes an empty index. The mesh's settings are the defaults until [`Index::set_mesh_config`].
     pub fn new(settings: Settings) -> Self {
-        let config = MeshConfig { domain: settings.domain.clone(), ..MeshConfig::default() };
+        let config = own(&settings, MeshConfig::default());
         let context = Context::new(&config, settings.cluster.clone());
         let mut builder = MeshViewBuilder::default();
         builder.set_config(config);
@@ -144,6 +151,7 @@ impl Index {
             accepted: HashMap::new(),
             restored: HashMap::new(),
             unread: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
             builder,
             findings: BTreeMap::new(),
             fresh_findings: BTreeSet::new(),
@@ -154,7 +162,7 @@ impl Index {
 
     /// Replaces the mesh-wide settings and the defaults for objects, and looks at every object anew.
     pub fn set_mesh_config(&mut self, config: MeshConfig, context: Context) {
-        let config = MeshConfig { domain: self.settings.domain.clone(), ..config };
+        let config = own(&self.settings, config);
         self.builder.set_config(config);
         if self.context != context {
             self.context = context;
@@ -178,6 +186,28 @@ impl Index {
     /// Forgets what [`Index::restore`] was told of objects that have not turned up: they were deleted meanwhile.
     pub fn forget_restored(&mut self) {
         self.restored.clear();
+    }
+
+    /// Says which parts of objects are not used because they conflict with others, as somebody who knows how objects
+    /// come together has found out. It replaces what was said before.
+    pub fn set_conflicts(&mut self, rejections: Vec<Rejection>) {
+        let mut conflicts: BTreeMap<ObjectKey, Vec<Finding>> = BTreeMap::new();
+        for rejection in rejections {
+            let of_object = conflicts.entry(rejection.object.clone()).or_default();
+            of_object.push(Finding { rejection, is_error: true });
+        }
+        let before = std::mem::replace(&mut self.conflicts, conflicts);
+        let concerned: BTreeSet<ObjectKey> = before.keys().chain(self.conflicts.keys()).cloned().collect();
+        for key in concerned {
+            let Some(sourced) = self.objects.get(&api_key(&key)) else { continue };
+            let origin = sourced.origin.clone();
+            let mut findings = self.findings.get(&key).cloned().unwrap_or_default();
+            let old = before.get(&key).map(Vec::as_slice).unwrap_or_default();
+            findings.findings.retain(|finding| !old.contains(finding));
+            findings.findings.extend(self.conflicts.get(&key).into_iter().flatten().cloned());
+            findings.origin = origin;
+            self.set_findings(&key, findings);
+        }
     }
 
     /// Returns the objects of which an older form is in use because the newest one is refused or cannot be read, by
@@ -224,6 +254,11 @@ impl Index {
         if let Some(restored) = restored {
             self.take_in_again(restored);
         }
+        if let Object::Namespace(_) = sourced.object.as_ref() {
+            let was_discovered = self.discovers(&key.name);
+            self.objects.insert(key.clone(), sourced.clone());
+            self.rediscover(&key.name, was_discovered);
+        }
         self.take_in(&sourced);
         if let Some(key) = model_key(&key)
             && sourced.unread.is_some()
@@ -244,11 +279,16 @@ impl Index {
     /// Removes an object.
     pub fn delete(&mut self, key: &ApiKey) {
         self.restored.remove(key);
+        let was_discovered = key.kind == "Namespace" && key.group.is_empty() && self.discovers(&key.name);
         let Some(sourced) = self.objects.remove(key) else { return };
+        if let Object::Namespace(_) = sourced.object.as_ref() {
+            self.rediscover(&key.name, was_discovered);
+        }
         self.accepted.remove(key);
         let Some(key) = model_key(key) else { return };
         self.builder.cause(key.clone());
         self.unread.remove(&key);
+        self.conflicts.remove(&key);
         if self.findings.remove(&key).is_some() {
             self.fresh_findings.insert(key.clone());
         }
@@ -318,13 +358,62 @@ impl Index {
     fn take_in(&mut self, sourced: &Sourced) {
         let Some(key) = model_key(&sourced.object.key()) else { return };
         self.builder.cause(key.clone());
+        if !self.discovers(key.namespace.as_str()) {
+            return self.put_away(&key, &sourced.object);
+        }
         if !self.registry_apply(&sourced.object, &sourced.origin) {
             self.rules_apply(&key, &sourced.object, &sourced.origin);
         }
     }
 
+    /// Returns whether objects of a namespace are a part of the mesh. Those without one, such as namespaces, always are.
+    fn discovers(&self, namespace: &str) -> bool {
+        self.context.discovery.is_empty()
+            || namespace.is_empty()
+            || self.context.discovers(&self.namespace_labels(namespace))
+    }
+
+    /// Returns the labels of a namespace. Every namespace is labelled with its name, also one that there is no object of.
+    fn namespace_labels(&self, name: &str) -> Labels {
+        let key = api_key(&ObjectKey::new(Kind::Namespace, "", name));
+        let metadata = self.objects.get(&key).and_then(|sourced| sourced.object.metadata());
+        let given = metadata.and_then(|metadata| metadata.labels.as_ref()).into_iter().flatten();
+        let given = given.map(|(key, value)| (key.as_str(), value.as_str()));
+        [(NAMESPACE_NAME, name)].into_iter().chain(given).collect()
+    }
+
+    /// Leaves an object out of the mesh that is in a namespace which is no part of it.
+    fn put_away(&mut self, key: &ObjectKey, object: &Object) {
+        self.accepted.remove(&object.key());
+        if !self.registry_remove(object) {
+            self.rules_remove(key);
+        }
+        if self.findings.remove(key).is_some() {
+            self.fresh_findings.insert(key.clone());
+        }
+    }
+
+    /// Looks at the objects of a namespace anew if it has joined or left the mesh.
+    fn rediscover(&mut self, namespace: &str, was_discovered: bool) {
+        if self.discovers(namespace) == was_discovered {
+            return;
+        }
+        let inside: Vec<Sourced> = self
+            .objects
+            .iter()
+            .filter(|(key, _)| key.namespace == namespace)
+            .map(|(_, s)| s.clone())
+            .collect();
+        for sourced in inside {
+            self.take_in(&sourced);
+        }
+    }
+
     /// Takes in a form of an object that was accepted before, as what to go back to.
     fn take_in_again(&mut self, object: Arc<Object>) {
+        if !self.discovers(&object.key().namespace) {
+            return;
+        }
         if let Object::ServiceEntry(entry) = object.as_ref() {
             // Services are worked out later, from the newest form or, if that is refused, from this one.
             if translate::service_entry(&self.context, entry).value.is_some() {
@@ -365,7 +454,9 @@ impl Index {
         let unread = self.unread.get(key);
         let serves_last_good = serves_last_good || unread.is_some();
         let unread = unread.map(|reason| Finding::unread(key, reason));
-        let findings: Vec<Finding> = unread.into_iter().chain(errors).chain(warnings).collect();
+        let conflicts = self.conflicts.get(key).into_iter().flatten().cloned();
+        let findings: Vec<Finding> =
+            unread.into_iter().chain(errors).chain(warnings).chain(conflicts).collect();
         self.set_findings(key, Findings { origin: origin.clone(), findings, serves_last_good });
     }
 
@@ -381,6 +472,11 @@ impl Index {
             self.fresh_findings.insert(key.clone());
         }
     }
+}
+
+/// Puts in what does not change.
+fn own(settings: &Settings, config: MeshConfig) -> MeshConfig {
+    MeshConfig { domain: settings.domain.clone(), cluster: settings.cluster.clone(), ..config }
 }
 
 /// Returns whether nothing but its name is known of an object.

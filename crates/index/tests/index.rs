@@ -322,3 +322,86 @@ proptest! {
         prop_assert_eq!(state(&index), state(&fresh));
     }
 }
+
+#[test]
+fn namespaces_that_no_selector_selects_are_no_part_of_the_mesh() {
+    let selectors = |yaml: &str| {
+        let yaml = format!("discoverySelectors: {yaml}");
+        let config = k8s_api::mesh_config::MeshConfig::parse(&[("test", &yaml)]).unwrap().config;
+        translate::mesh_config(&"cluster.local".into(), &"c1".into(), &config).value.unwrap()
+    };
+    let namespace = |labels: &str| {
+        object(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: app, labels: {labels}}}}}"))
+    };
+    let set = |index: &mut Index, yaml: &str| {
+        let mesh = selectors(yaml);
+        index.set_mesh_config(mesh.config, mesh.context);
+    };
+    let rule = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: cart, namespace: app}
+spec: {hosts: [cart], http: [{timeout: -1s, route: [{destination: {host: cart}}]}]}
+";
+    let good = rule.replace("-1s", "1s");
+    let mut index = with(&format!("{CART}---{POD}---{good}"));
+    let (all, _) = publish(&mut index);
+    let seen = |index: &mut Index| {
+        index.publish();
+        let view = index.view();
+        let mesh = Mesh::new(&view);
+        let workload = WorkloadId { namespace: "app".into(), name: "cart-1".into() };
+        (view.service_count(), mesh.virtual_services().count(), mesh.workload(&workload).is_some())
+    };
+    assert_eq!(all.service_count(), 1);
+    set(&mut index, "[{matchLabels: {mesh: 'yes'}}]");
+    assert_eq!(seen(&mut index), (0, 0, false));
+    assert_eq!(index.findings().len(), 0);
+    // What is not in the mesh is not checked either.
+    index.apply(object(rule));
+    assert_eq!((seen(&mut index), index.findings().len()), ((0, 0, false), 0));
+    index.apply(object(&good));
+
+    index.apply(namespace("{mesh: 'yes'}"));
+    assert_eq!(seen(&mut index), (1, 1, true));
+    index.apply(namespace("{mesh: 'no'}"));
+    assert_eq!(seen(&mut index), (0, 0, false));
+    set(&mut index, "[{matchLabels: {other: x}}, {matchLabels: {mesh: 'no'}}]");
+    assert_eq!(seen(&mut index), (1, 1, true));
+    index.delete(&namespace("{}").object.key());
+    assert_eq!(seen(&mut index), (0, 0, false));
+    // Its name is a label of every namespace, also of one that there is no object of.
+    set(&mut index, "[{matchLabels: {kubernetes.io/metadata.name: app}}]");
+    assert_eq!(seen(&mut index), (1, 1, true));
+    set(&mut index, "[]");
+    assert_eq!(seen(&mut index), (1, 1, true));
+}
+
+#[test]
+fn conflicts_are_findings_until_they_are_over() {
+    let gateway = "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: app}
+spec: {selector: {app: edge}, servers: [{hosts: ['*'], port: {number: 80, name: http, protocol: HTTP}}]}
+";
+    let mut index = with(gateway);
+    publish(&mut index);
+    let rejection = model::Rejection {
+        object: ObjectKey::new(Kind::Gateway, "app", "edge"),
+        field: "spec.servers[0].port".to_owned(),
+        reason: "is taken".to_owned(),
+    };
+    index.set_conflicts(vec![rejection.clone()]);
+    let fresh = index.take_fresh_findings();
+    assert_eq!(fresh[0].1.as_ref().unwrap().findings[0].rejection, rejection);
+    index.set_conflicts(vec![rejection]);
+    assert_eq!(index.take_fresh_findings(), []);
+    // They stay with the object while it changes in other ways.
+    index.apply(object(&gateway.replace("'*'", "a.test")));
+    publish(&mut index);
+    assert_eq!((index.findings().len(), index.take_fresh_findings().len()), (1, 0));
+    index.set_conflicts(Vec::new());
+    assert_eq!(index.findings().len(), 0);
+    assert_eq!(index.take_fresh_findings().len(), 1);
+}

@@ -13,6 +13,8 @@ use std::time::Duration;
 pub struct MeshConfig {
     /// The DNS domain of the cluster (`--domain`), such as `cluster.local`.
     pub domain: Str,
+    /// The name of the cluster whose pods and Services these are (`--cluster-id`).
+    pub cluster: Str,
     /// The namespace of mesh-wide objects.
     pub root_namespace: Namespace,
     /// The trust domain of workload identities.
@@ -65,6 +67,8 @@ pub struct MeshConfig {
     pub access_log_format: Str,
     /// Whether access logs are JSON.
     pub access_log_json: bool,
+    /// Whether listeners log connections that no filter chain takes.
+    pub listener_log: bool,
     /// Proxies ahead of gateways that are trusted to set `x-forwarded-for`.
     pub num_trusted_proxies: u32,
     /// Client certificate forwarding on gateways.
@@ -80,6 +84,7 @@ impl Default for MeshConfig {
         use crate::sidecar::OutboundMode;
         Self {
             domain: "cluster.local".into(),
+            cluster: "Kubernetes".into(),
             root_namespace: Namespace::new("istio-system"),
             trust_domain: "cluster.local".into(),
             trust_domain_aliases: Vec::new(),
@@ -109,6 +114,7 @@ impl Default for MeshConfig {
             access_log_file: "".into(),
             access_log_format: "".into(),
             access_log_json: false,
+            listener_log: true,
             num_trusted_proxies: 0,
             forward_client_cert: ForwardClientCert::Undefined,
             gateway_proxy_protocol: false,

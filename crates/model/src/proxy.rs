@@ -47,7 +47,7 @@ pub struct Proxy {
     pub labels: Labels,
     /// Locality from its `Node`; the registry's is preferred.
     pub locality: Locality,
-    /// Its cluster.
+    /// Its cluster; empty if it does not say.
     pub cluster: Str,
     /// Its network; empty for the default one.
     pub network: Str,

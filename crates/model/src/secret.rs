@@ -12,6 +12,8 @@ pub struct Secret {
     pub certificate_chain: Vec<u8>,
     /// The private key of the leaf.
     pub private_key: Vec<u8>,
+    /// A signed statement that the certificate is not revoked, in DER, which servers hand out with it.
+    pub ocsp_staple: Option<Vec<u8>>,
     /// The authorities that client certificates are checked against.
     pub ca: Option<Vec<u8>>,
     /// Revocation lists.

@@ -1,6 +1,7 @@
 //! What translation depends on besides the object.
 
-use model::{Hostname, MeshConfig, Namespace, Str};
+use crate::discovery::NamespaceSelector;
+use model::{Hostname, Labels, MeshConfig, Namespace, Str};
 
 /// What translation depends on besides the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Context {
     pub cluster: Str,
     /// Who sees objects that do not say it.
     pub default_export_to: DefaultExportTo,
+    /// Selectors of the namespaces that are a part of the mesh; none for all.
+    pub discovery: Vec<NamespaceSelector>,
 }
 
 /// Who sees objects that do not say it, written as `exportTo` is. An empty list means everybody.
@@ -41,7 +44,13 @@ impl Context {
             trust_domain: mesh.trust_domain.clone(),
             cluster: cluster.into(),
             default_export_to: DefaultExportTo::default(),
+            discovery: Vec::new(),
         }
+    }
+
+    /// Returns whether a namespace with these labels is a part of the mesh.
+    pub fn discovers(&self, labels: &Labels) -> bool {
+        self.discovery.is_empty() || self.discovery.iter().any(|selector| selector.selects(labels))
     }
 
     /// Completes a name without dots to the service of that name in `namespace`. Patterns, addresses and names with

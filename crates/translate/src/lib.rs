@@ -30,6 +30,7 @@ pub mod parse;
 
 mod context;
 mod destination_rule;
+mod discovery;
 mod gateway;
 mod http_route;
 mod l4_route;
@@ -48,6 +49,7 @@ mod workload_entry;
 
 pub use context::{Context, DefaultExportTo};
 pub use destination_rule::destination_rule;
+pub use discovery::NamespaceSelector;
 pub use gateway::gateway;
 pub use mesh_config::{Mesh, mesh_config};
 pub use peer_authentication::peer_authentication;

@@ -1,6 +1,7 @@
 //! MeshConfig.
 
 use crate::context::{Context, DefaultExportTo, short_name_suffix};
+use crate::discovery;
 use crate::http_route::retries;
 use crate::parse::{duration, port, positive_duration};
 use crate::report::{At, Report, Translated};
@@ -39,6 +40,7 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
             virtual_service: texts(&object.default_virtual_service_export_to),
             destination_rule: texts(&object.default_destination_rule_export_to),
         },
+        discovery: discovery::selectors(&at.field("discoverySelectors"), &object.discovery_selectors),
     };
     let default = MeshConfig::default();
     let topology = object.default_config.gateway_topology.as_ref();
@@ -48,6 +50,7 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
     let at_policy = at.field("defaultTrafficPolicy");
     let config = MeshConfig {
         domain: domain.clone(),
+        cluster: cluster.clone(),
         root_namespace,
         trust_domain: object.trust_domain.as_str().into(),
         trust_domain_aliases: texts(&object.trust_domain_aliases),
@@ -104,6 +107,7 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
         access_log_file: object.access_log_file.as_str().into(),
         access_log_format: object.access_log_format.as_str().into(),
         access_log_json: access_log_json(&at.field("accessLogEncoding"), &object.access_log_encoding),
+        listener_log: !object.disable_envoy_listener_log,
         num_trusted_proxies: topology.map_or(0, |topology| topology.num_trusted_proxies),
         forward_client_cert: forward_client_cert(
             &at_topology.field("forwardClientCertDetails"),

@@ -8,8 +8,11 @@ use model::{Kind, Secret};
 /// The suffix of the name of a Secret that holds the authorities apart from the certificate.
 const CA_SUFFIX: &str = "-cacert";
 
+/// The key of an OCSP response.
+const OCSP_STAPLE: &str = "tls.ocsp-staple";
+
 /// Translates a Secret: certificate and key (`tls.crt` and `tls.key`, or `cert` and `key`), authorities (`ca.crt` or
-/// `cacert`) and revocation list (`ca.crl` or `crl`). Whether the key belongs to the certificate is not checked.
+/// `cacert`), revocation list (`ca.crl` or `crl`) and OCSP response (`tls.ocsp-staple`). Whether the key belongs to the certificate is not checked.
 ///
 /// A Secret with none of it is refused, which concerns nobody unless something refers to it.
 pub fn secret(object: &api::Secret) -> Translated<Secret> {
@@ -61,8 +64,42 @@ fn translate<'a>(key: model::ObjectKey, value: &dyn Fn(&str) -> Option<&'a [u8]>
         at.reject("holds no certificate: needs tls.crt and tls.key, cert and key, or ca.crt or cacert, and none empty");
     }
     let is_usable = !certificate_chain.is_empty() || ca_bytes.is_some();
-    let value = Secret { key, certificate_chain, private_key, ca: ca_bytes, crl: checked(crl, "X509 CRL") };
+    let ocsp_staple = present(OCSP_STAPLE).filter(|_| !certificate_chain.is_empty()).and_then(|bytes| {
+        let at = at.key(OCSP_STAPLE);
+        at.check(ocsp_response(bytes)).map(|()| bytes.to_vec())
+    });
+    let crl = checked(crl, "X509 CRL");
+    let value = Secret { key, certificate_chain, private_key, ocsp_staple, ca: ca_bytes, crl };
     report.with(is_usable.then_some(value))
+}
+
+/// Checks that these bytes can be an OCSP response (RFC 6960) that says something: Envoy refuses a certificate whose
+/// response is none. What the response says, and until when, is the business of those who read it.
+fn ocsp_response(bytes: &[u8]) -> Result<(), &'static str> {
+    /// OCSPResponse ::= SEQUENCE { responseStatus ENUMERATED, … }, which is 0 for success.
+    const SUCCESSFUL: [u8; 3] = [0x0a, 1, 0];
+    let content = der_sequence(bytes).ok_or("is not an OCSP response in DER")?;
+    match content.starts_with(&SUCCESSFUL) {
+        true => Ok(()),
+        false => Err("is an OCSP response that says nothing: its status is not successful"),
+    }
+}
+
+/// Returns the content of a DER sequence that takes all of `bytes`.
+fn der_sequence(bytes: &[u8]) -> Option<&[u8]> {
+    let (&[tag, first], rest) = bytes.split_first_chunk()?;
+    if tag != 0x30 {
+        return None;
+    }
+    let (len, content) = match first {
+        0..0x80 => (usize::from(first), rest),
+        _ => {
+            let (len, content) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            let fits = (1..=4).contains(&len.len());
+            fits.then(|| (len.iter().fold(0, |len, byte| len << 8 | usize::from(*byte)), content))?
+        }
+    };
+    (content.len() == len).then_some(content)
 }
 
 /// Checks that there is at least one block whose label ends as asked, and that all such blocks are well formed.
@@ -98,4 +135,26 @@ fn is_pem(at: &At<'_>, bytes: &[u8], label: &str) -> bool {
         at.reject(format!("has no PEM block of the kind {label}"));
     }
     blocks > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_answers_that_say_something_are_handed_out() {
+        let short = [0x30, 3, 0x0a, 1, 0];
+        let mut long = vec![0x30, 0x82, 1, 0, 0x0a, 1, 0];
+        long.resize(4 + 256, 7);
+        assert_eq!(ocsp_response(&short), Ok(()));
+        assert_eq!(ocsp_response(&long), Ok(()));
+        let nothing = Err("is an OCSP response that says nothing: its status is not successful");
+        assert_eq!(ocsp_response(&[0x30, 3, 0x0a, 1, 3]), nothing);
+        let none = Err("is not an OCSP response in DER");
+        for bad in
+            [&b""[..], b"0", b"-----BEGIN OCSP", &short[..4], &long[..200], &[0x30, 0x85, 0, 0, 0, 0, 1, 7]]
+        {
+            assert_eq!(ocsp_response(bad), none, "{bad:?}");
+        }
+    }
 }

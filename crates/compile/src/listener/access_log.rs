@@ -53,6 +53,9 @@ pub(super) fn requests(config: &MeshConfig) -> Vec<AccessLog> {
 
 /// Returns the logs of a listener: only of connections that no filter chain takes, since the chains log the rest.
 pub(super) fn unmatched_connections(config: &MeshConfig) -> Vec<AccessLog> {
+    if !config.listener_log {
+        return Vec::new();
+    }
     let no_route = ResponseFlagFilter { flags: vec!["NR".to_owned()] };
     let filter = AccessLogFilter {
         filter_specifier: Some(access_log_filter::FilterSpecifier::ResponseFlagFilter(no_route)),

@@ -145,7 +145,8 @@ fn the_defaults_of_both_crates_are_the_same_and_set_fields_arrive() {
         let parsed = MeshConfig::parse(&[("test", yaml)]).unwrap();
         translate::mesh_config(&"cluster.local".into(), &"c1".into(), &parsed.config).value.unwrap()
     };
-    assert_eq!(translate("{}").config, model::MeshConfig::default());
+    let default = model::MeshConfig { cluster: "c1".into(), ..model::MeshConfig::default() };
+    assert_eq!(translate("{}").config, default);
     let mesh = translate(
         "{rootNamespace: mesh, defaultServiceExportTo: [.], outboundTrafficPolicy: {}, inboundTrafficPolicy: {mode: LOCALHOST},
           defaultConfig: {gatewayTopology: {numTrustedProxies: 2, proxyProtocol: {}}}, localityLbSetting: {enabled: false}}",
