@@ -100,7 +100,7 @@ fn a_refused_object_is_held_until_it_is_good_or_gone() {
         let before = described(&index);
         index.apply(bad.clone());
         assert!(index.publish().is_none(), "{key}: nothing has changed");
-        assert_eq!(held(&index), [good.object.clone()], "{key}");
+        assert_eq!(held(&index), std::slice::from_ref(&good.object), "{key}");
         assert_eq!(described(&index), before, "{key}");
         index.apply(good.clone());
         index.publish();
