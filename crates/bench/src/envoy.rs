@@ -1,7 +1,8 @@
 //! One simulated proxy: what an Envoy asks for, and in which order, on a delta ADS stream.
 //!
-//! It wants all clusters, then the endpoints of each, then all listeners, then the routes that they name, and
-//! acknowledges everything at once. It serves nothing, but knows at any moment whether a route that it acknowledged
+//! It wants all clusters, then the endpoints of each, then all listeners, then the routes that they name. It
+//! acknowledges at once, but for one thing: once it has asked for listeners, it answers clusters only when all that it has
+//! are warm. It serves nothing, but knows at any moment whether a route that it acknowledged
 //! names a cluster that it could not send requests to.
 
 use crate::facts::{Facts, Library};
@@ -57,6 +58,8 @@ pub struct Envoy {
     awaited: usize,
     dangling_since: Option<Instant>,
     dangling: Dangling,
+    /// The answer to the newest clusters, until all are warm.
+    withheld: Option<DeltaDiscoveryRequest>,
 }
 
 /// What a response led to.
@@ -87,6 +90,7 @@ impl Envoy {
             awaited: 0,
             dangling_since: None,
             dangling: Dangling::default(),
+            withheld: None,
         }
     }
 
@@ -138,6 +142,12 @@ impl Envoy {
             ResourceType::Listener => requests.extend(self.on_listeners(&resources, &response.removed)),
             ResourceType::RouteConfiguration => self.on_routes(&resources),
             ResourceType::Secret => {}
+        }
+        if kind == ResourceType::Cluster && self.initialised {
+            self.withheld = Some(requests.remove(0));
+        }
+        if self.withheld.is_some() && self.clusters.values().all(|cluster| cluster.warm) {
+            requests.extend(self.withheld.take());
         }
         if !self.initialised && self.awaited == 0 && !self.clusters.is_empty() {
             self.initialised = true;
