@@ -10,8 +10,14 @@ use model::{Key, Kind, Mesh, MeshView, ObjectKey, Rejection, Str};
 use push::Push;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
+
+/// How long nothing is published after an outage of the API server. Its watches come back one after the other, within a
+/// second even on a machine that is busy; a route that is known before the endpoints it leads to would fail requests.
+const CATCHING_UP: Duration = Duration::from_secs(2);
 
 /// What others may know of the writer.
 #[derive(Clone, Debug, Default)]
@@ -62,13 +68,15 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
     state.send_modify(|state| state.waiting_for.clone_from(&waiting_for));
     let mut batch = Vec::new();
     // All that has arrived is one change: there is no reason to compile for states that are history already.
-    while changes.recv_many(&mut batch, 1024).await > 0 {
+    let mut hold = None;
+    while take_in(&mut changes, &mut batch, &mut hold).await {
         for change in batch.drain(..) {
             match change {
                 Change::Reset(reset, objects) => index.reset(&reset, objects),
                 Change::Apply(sourced) => index.apply(sourced),
                 Change::Delete(key) => index.delete(&key),
                 Change::MeshConfig(config) => set_mesh_config(&mut index, &config, &domain, &cluster),
+                Change::CatchingUp => hold = Some(Instant::now() + CATCHING_UP),
                 Change::Synced(source) => {
                     if waiting_for.remove(source) {
                         info!(source, waiting_for = ?waiting_for, "source synced");
@@ -78,6 +86,9 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
         }
         if !waiting_for.is_empty() {
             state.send_modify(|state| state.waiting_for.clone_from(&waiting_for));
+            continue;
+        }
+        if hold.is_some() {
             continue;
         }
         if held.borrow().is_none() {
@@ -123,6 +134,23 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
     }
 }
 
+/// Waits for changes, or for the end of `hold`, after which there is something to publish although nothing has arrived.
+/// Returns whether there is more to come.
+async fn take_in(
+    changes: &mut mpsc::Receiver<Change>,
+    batch: &mut Vec<Change>,
+    hold: &mut Option<Instant>,
+) -> bool {
+    let Some(until) = *hold else { return changes.recv_many(batch, 1024).await > 0 };
+    tokio::select! {
+        received = changes.recv_many(batch, 1024) => received > 0,
+        () = tokio::time::sleep_until(until) => {
+            *hold = None;
+            true
+        }
+    }
+}
+
 fn is_about_gateways(key: &Key) -> bool {
     match key {
         Key::Gateways => true,
@@ -157,5 +185,53 @@ fn log_findings(object: &ObjectKey, findings: Option<&Findings>) {
             (true, false) => warn!(%object, %origin, field, reason, "rejected"),
             (false, _) => warn!(%object, %origin, field, reason, "may not do what is expected"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use index::Sourced;
+    use k8s_api::yaml::parse_documents;
+
+    fn service(name: &str) -> Change {
+        let text = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80}}]}}}}"
+        );
+        let document = parse_documents(&text, "test").pop().unwrap().unwrap();
+        Change::Apply(Sourced::from_api(document.object))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_sources_tell_while_they_catch_up_is_published_together() {
+        let (changes, inbox) = mpsc::channel(16);
+        let (state, mut seen) = watch::channel(WriterState::default());
+        let writer = Writer {
+            settings: Settings { domain: "cluster.local".into(), cluster: "Kubernetes".into() },
+            sources: &["test"],
+            restored: Vec::new(),
+            push: Push::spawn(Arc::default()).unwrap(),
+            state,
+            held: watch::channel(None).0,
+        };
+        let writing = tokio::spawn(write(writer, inbox));
+        changes.send(Change::Synced("test")).await.unwrap();
+        changes.send(service("a")).await.unwrap();
+        seen.wait_for(|state| state.view.service_count() == 1).await.unwrap();
+
+        let started = Instant::now();
+        changes.send(Change::CatchingUp).await.unwrap();
+        changes.send(service("b")).await.unwrap();
+        tokio::time::sleep(CATCHING_UP / 2).await;
+        changes.send(service("c")).await.unwrap();
+        let view = seen.wait_for(|state| state.view.service_count() > 1).await.unwrap().view.clone();
+        assert_eq!((view.service_count(), started.elapsed()), (3, CATCHING_UP));
+
+        // And then changes leave at once again.
+        changes.send(service("d")).await.unwrap();
+        seen.wait_for(|state| state.view.service_count() == 4).await.unwrap();
+        assert_eq!(started.elapsed(), CATCHING_UP);
+        drop(changes);
+        writing.await.unwrap();
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!              ┌ Service ───┐
-//! API server ──┼ Pod ───────┼─▶ Change::{Reset, Apply, Delete, MeshConfig, Synced} ─▶ index
+//! API server ──┼ Pod ───────┼─▶ Change::{Reset, Apply, Delete, MeshConfig, ..} ─▶ index
 //!              └ … ─────────┘        └ States: synced? last error? how many objects?
 //! ```
 //!

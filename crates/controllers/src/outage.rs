@@ -4,12 +4,13 @@
 //! moments that lie as far apart as the longest backoff, and of two objects that were changed together one would be
 //! known long before the other. So one of those that wait asks every half second, and the first answer ends all waits.
 
+use index::Change;
 use kube::{Client, Error};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 /// How often the API server is asked during an outage.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -20,6 +21,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) struct Outage {
     client: Client,
+    changes: mpsc::Sender<Change>,
     shared: Arc<Shared>,
 }
 
@@ -33,8 +35,8 @@ struct Shared {
 }
 
 impl Outage {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client, shared: Arc::default() }
+    pub(crate) fn new(client: Client, changes: mpsc::Sender<Change>) -> Self {
+        Self { client, changes, shared: Arc::default() }
     }
 
     /// Waits until the API server answers again, but not longer than `limit`, and returns whether it does. If it answers
@@ -53,6 +55,8 @@ impl Outage {
                 drop(asking);
                 return std::future::pending().await;
             }
+            // First, so that it is known before anything that a source tells. If nobody listens, the sources end too.
+            let _ = self.changes.send(Change::CatchingUp).await;
             self.shared.over.notify_waiters();
         };
         tokio::select! {
@@ -83,9 +87,10 @@ fn is_outage(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Client, Duration, Outage};
+    use super::{Change, Client, Duration, Outage};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::mpsc;
     use tokio::time::Instant;
 
     /// Returns an API server that is away for its first answers.
@@ -102,18 +107,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_of_those_that_wait_asks_and_all_go_on_together() {
         let asked = Arc::new(AtomicUsize::new(0));
-        let outage = Outage::new(server(3, &asked));
+        let (changes, mut told) = mpsc::channel(8);
+        let outage = Outage::new(server(3, &asked), changes);
         let started = Instant::now();
         let waits = (0..10).map(|_| outage.wait(Duration::from_secs(10)));
         futures::future::join_all(waits).await;
         assert_eq!(started.elapsed(), Duration::from_millis(1_500));
         assert_eq!(asked.load(Ordering::Relaxed), 4);
+        assert!(matches!(told.try_recv(), Ok(Change::CatchingUp)));
+        assert!(told.try_recv().is_err(), "it is told once");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_although_nobody_answers_and_another_one_asks_then() {
         let asked = Arc::new(AtomicUsize::new(0));
-        let outage = Outage::new(server(7, &asked));
+        let outage = Outage::new(server(7, &asked), mpsc::channel(8).0);
         let started = Instant::now();
         let first = outage.wait(Duration::from_millis(1_250));
         let second = outage.wait(Duration::from_secs(10));
@@ -127,10 +135,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_answers_all_along_ends_no_wait() {
         let asked = Arc::new(AtomicUsize::new(0));
-        let outage = Outage::new(server(0, &asked));
+        let (changes, mut told) = mpsc::channel(8);
+        let outage = Outage::new(server(0, &asked), changes);
         let started = Instant::now();
         tokio::join!(outage.wait(Duration::from_secs(3)), outage.wait(Duration::from_secs(4)));
         assert_eq!(started.elapsed(), Duration::from_secs(4));
         assert!(asked.load(Ordering::Relaxed) <= 2);
+        assert!(told.try_recv().is_err(), "there was no outage");
     }
 }

@@ -63,7 +63,7 @@ pub async fn run(
     states: watch::Sender<States>,
 ) -> Result<(), RunError> {
     let mesh = MeshSettings::new(config.base_mesh_config).map_err(RunError::BaseMeshConfig)?;
-    let outage = Outage::new(client.clone());
+    let outage = Outage::new(client.clone(), sender.clone());
     let mut sources = Sources { client, sender: sender.clone(), states, outage, tasks: JoinSet::new() };
     sources.follow_mesh_config(mesh, &config.namespace);
     sources.follow::<Service>();

@@ -44,6 +44,7 @@ impl Told {
             Change::Apply(object) => drop(self.objects.insert(object.object.key().to_string(), object)),
             Change::Delete(key) => self.delete(&key),
             Change::MeshConfig(config) => self.trust_domain = config.trust_domain,
+            Change::CatchingUp => {}
             Change::Synced(source) => assert!(self.synced.insert(source), "{source} is synced twice"),
         }
     }

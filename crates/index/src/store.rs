@@ -69,6 +69,9 @@ pub enum Change {
     MeshConfig(Box<ApiMeshConfig>),
     /// The source of this name has told its whole state.
     Synced(&'static str),
+    /// Sources that lost touch together are about to catch up, each at its own pace: for a moment what they tell may be
+    /// half of a change.
+    CatchingUp,
 }
 
 /// What is to be said about an object.
