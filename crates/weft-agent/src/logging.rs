@@ -22,7 +22,8 @@ fn level(text: &str) -> Result<&'static str, String> {
     let mut chosen = "info";
     for (scope, level) in parts {
         let level = match level {
-            "debug" | "trace" => "debug",
+            // Of the libraries nothing that might show what is sent.
+            "debug" | "trace" => "info,agent=debug",
             "info" => "info",
             "warn" | "warning" => "warn",
             "error" | "fatal" => "error",
@@ -44,7 +45,7 @@ mod tests {
     fn istios_levels_are_understood() {
         for (text, expected) in [
             ("default:info", "info"),
-            ("default:debug,ads:error", "debug"),
+            ("default:debug,ads:error", "info,agent=debug"),
             ("all:none", "off"),
             ("warning", "warn"),
             ("ads:debug", "info"),
