@@ -92,6 +92,7 @@ pub(crate) fn kind_of(change: &Change) -> String {
         Change::Apply(sourced) => sourced.object.key().kind.into_owned(),
         Change::Delete(key) => key.kind.clone().into_owned(),
         Change::MeshConfig(_) => "MeshConfig".to_owned(),
+        Change::CatchingUp => "of all sources".to_owned(),
     }
 }
 
@@ -116,5 +117,6 @@ fn render(change: &Change) -> String {
         Change::Delete(key) => format!("delete {}", key.name),
         Change::MeshConfig(_) => "mesh config".to_owned(),
         Change::Synced(_) => "synced".to_owned(),
+        Change::CatchingUp => "catching up".to_owned(),
     }
 }
