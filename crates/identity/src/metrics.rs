@@ -6,14 +6,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serve::Counter;
-
-/// Why something was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
-    /// The reason, in one word.
-    pub reason: &'static str,
-}
+use serve::{Counter, ReasonLabel};
 
 /// How something was done.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

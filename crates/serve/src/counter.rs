@@ -1,6 +1,6 @@
-//! Counters with the names that they are given.
+//! Counters with the names that they are given, and the label that most of them have.
 
-use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,4 +39,11 @@ impl EncodeMetric for Counter {
     fn metric_type(&self) -> MetricType {
         Self::TYPE
     }
+}
+
+/// Why something was refused, or was no longer waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// The reason, in one word.
+    pub reason: &'static str,
 }

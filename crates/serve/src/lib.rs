@@ -23,7 +23,7 @@ mod table;
 
 pub use accept::Accept;
 pub use config::{Config, Limits};
-pub use counter::Counter;
+pub use counter::{Counter, ReasonLabel};
 pub use metrics::Metrics;
 pub use peer::Peer;
 pub use server::{Transport, serve};

@@ -6,7 +6,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use proto::resource::{ResourceType, Warming};
-use serve::Counter;
+use serve::{Counter, ReasonLabel};
 
 /// The type of a resource, or of what was done with it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -20,13 +20,6 @@ pub struct TypeLabel {
 pub struct VersionLabel {
     /// Its `ISTIO_VERSION`.
     pub version: String,
-}
-
-/// Why something was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
-    /// The reason, in one word.
-    pub reason: &'static str,
 }
 
 type TypedHistogram = Family<TypeLabel, Histogram, fn() -> Histogram>;

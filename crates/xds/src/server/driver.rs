@@ -3,13 +3,14 @@
 use super::Shared;
 use super::body::Outgoing;
 use crate::codec::Message;
-use crate::metrics::{ReasonLabel, TypeLabel, VersionLabel, type_label, warming_label};
+use crate::metrics::{TypeLabel, VersionLabel, type_label, warming_label};
 use crate::registry::Registration;
 use crate::session::{Event, Options, Response, Session};
 use crate::source::{ConnectError, Connection, Observer, PeerInfo};
 use proto::envoy::config::core::v3::Node;
 use proto::google::protobuf::value::Kind;
 use proto::resource::Snapshot;
+use serve::ReasonLabel;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
