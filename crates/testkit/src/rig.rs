@@ -20,6 +20,7 @@ pub mod loopback;
 pub mod pki;
 pub mod process;
 pub mod sds;
+mod server;
 
 use std::fmt;
 use std::io;

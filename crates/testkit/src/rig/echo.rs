@@ -4,8 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
@@ -24,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::RigError;
 use super::pki::Identity;
+use super::server::{Server, ended};
 
 /// An app that answers every request with JSON that says who it is and what it was sent.
 ///
@@ -143,81 +142,6 @@ impl TcpEcho {
     /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.server.address
-    }
-}
-
-/// A server on a thread and runtime of its own, so that no blocking test can starve it.
-#[derive(Debug)]
-struct Server {
-    address: SocketAddr,
-    /// `None` runs on; a limit ends it within that time. Dropping the sender ends it at once.
-    stop: Option<watch::Sender<Option<Duration>>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Server {
-    fn start<F, S>(name: &str, listen: SocketAddr, serve: F) -> Result<Self, RigError>
-    where
-        F: FnOnce(TcpListener, watch::Receiver<Option<Duration>>) -> S + Send + 'static,
-        S: Future<Output = ()>,
-    {
-        let (stop, stopped) = watch::channel(None);
-        let (bound, wait_bound) = mpsc::channel();
-        let body = move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(error) => return drop(bound.send(Err(error))),
-            };
-            runtime.block_on(async move {
-                let listener = TcpListener::bind(listen).await;
-                match listener.and_then(|listener| Ok((listener.local_addr()?, listener))) {
-                    Ok((address, listener)) => {
-                        let _ = bound.send(Ok(address));
-                        serve(listener, stopped).await;
-                    }
-                    Err(error) => drop(bound.send(Err(error))),
-                }
-            });
-        };
-        let context = || format!("could not listen on {listen} for {name}");
-        let thread = thread::Builder::new().name(format!("echo-{name}")).spawn(body);
-        let thread = thread.map_err(RigError::io(context()))?;
-        let address = wait_bound.recv().unwrap_or_else(|gone| Err(io::Error::other(gone)));
-        let address = address.map_err(RigError::io(context()))?;
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
-    }
-
-    fn stop(mut self, limit: Duration) {
-        if let Some(stop) = &self.stop {
-            stop.send_replace(Some(limit));
-        }
-        self.join();
-    }
-
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // It panics only if a handler does, which has been printed.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop = None;
-        self.join();
-    }
-}
-
-/// Waits for the end; returns how long what has begun may take.
-async fn ended(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
-    loop {
-        if let Some(limit) = *stop.borrow_and_update() {
-            return limit;
-        }
-        if stop.changed().await.is_err() {
-            return Duration::ZERO;
-        }
     }
 }
 
@@ -405,6 +329,7 @@ mod tests {
     use crate::rig::http;
     use crate::rig::loopback;
     use crate::rig::pki::Authority;
+    use std::thread;
 
     fn app() -> HttpEcho {
         HttpEcho::start("ratings", "v1", loopback::socket().unwrap()).unwrap()

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt};
 use proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
@@ -17,22 +16,18 @@ use proto::envoy::service::discovery::v3::{
 use proto::envoy::service::secret::v3::secret_discovery_service_server::{
     SecretDiscoveryService, SecretDiscoveryServiceServer,
 };
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::RigError;
 use super::pki::{Authority, Identity};
+use super::server::{Server, ended};
 
 /// Serves one certificate as `default` and for every `file-cert:…`, and its authority as `ROOTCA` and for every
 /// `file-root:…`: an agent on whose disk all files are that a proxy may be told of.
 #[derive(Debug)]
 pub struct SecretServer {
-    address: SocketAddr,
+    server: Server,
     rejections: Arc<Mutex<Vec<String>>>,
-    /// Dropped to end the server.
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl SecretServer {
@@ -44,58 +39,27 @@ impl SecretServer {
             identity: identity.clone(),
             rejections: rejections.clone(),
         };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (bound, wait_bound) = mpsc::channel();
-        let body = move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(error) => return drop(bound.send(Err(error))),
-            };
-            runtime.block_on(async move {
-                let listener = TcpListener::bind(listen).await;
-                match listener.and_then(|listener| Ok((listener.local_addr()?, listener))) {
-                    Ok((address, listener)) => {
-                        let _ = bound.send(Ok(address));
-                        let incoming = tonic::transport::server::TcpIncoming::from(listener);
-                        let server = tonic::transport::Server::builder()
-                            .add_service(SecretDiscoveryServiceServer::new(Handle(Arc::new(service))))
-                            .serve_with_incoming(incoming);
-                        // Whoever still reads is cut off.
-                        tokio::select! {
-                            _ = server => {}
-                            _ = stopped => {}
-                        }
-                    }
-                    Err(error) => drop(bound.send(Err(error))),
-                }
-            });
-        };
-        let context = || format!("could not serve secrets on {listen}");
-        let thread = thread::Builder::new().name("sds".to_owned()).spawn(body);
-        let thread = thread.map_err(RigError::io(context()))?;
-        let address = wait_bound.recv().unwrap_or_else(|gone| Err(std::io::Error::other(gone)));
-        let address = address.map_err(RigError::io(context()))?;
-        Ok(Self { address, rejections, stop: Some(stop), thread: Some(thread) })
+        let server = Server::start("sds", listen, move |listener, mut stop| async move {
+            let serving = tonic::transport::Server::builder()
+                .add_service(SecretDiscoveryServiceServer::new(Handle(Arc::new(service))))
+                .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener));
+            // Whoever still reads is cut off.
+            tokio::select! {
+                _ = serving => {}
+                _ = ended(&mut stop) => {}
+            }
+        })?;
+        Ok(Self { server, rejections })
     }
 
     /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address
     }
 
     /// Returns what clients have said when they rejected a secret.
     pub fn rejections(&self) -> Vec<String> {
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Drop for SecretServer {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // It panics only if the server does, which has been printed.
-            let _ = thread.join();
-        }
     }
 }
 
