@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod weftd;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,17 @@ use anyhow::Context;
 
 /// How long a change may take to arrive on a busy machine before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Says what went wrong, if anything did, and returns the status for it.
+pub fn exit(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Returns the root of the repository.
 pub fn repository() -> PathBuf {

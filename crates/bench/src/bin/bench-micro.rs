@@ -42,13 +42,7 @@ const STEPS: [Step; 5] = [
 ];
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    e2e::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -28,13 +28,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    e2e::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
