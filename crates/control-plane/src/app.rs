@@ -3,6 +3,7 @@
 use crate::admin::{self, AdminState};
 use crate::args::{Args, LogArgs, LogFormat};
 use crate::mesh_file;
+use crate::secure::{SecretReaders, Secure};
 use crate::source::EngineSource;
 use crate::sources::Sources;
 use crate::state_dir::{self, StateDir};
@@ -108,7 +109,9 @@ async fn serve(args: Args) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = xds::Metrics::register(&mut registry);
     let connection_metrics = serve::Metrics::register(&mut registry);
+    let secure = Secure::prepare(&args, &mut registry).await?;
     let source = EngineSource {
+        secret_readers: secure.as_ref().map_or(SecretReaders::Everybody, Secure::secret_readers),
         push: push.clone(),
         state: state.clone(),
         sources: started.sources.clone(),
@@ -118,7 +121,8 @@ async fn serve(args: Args) -> Result<()> {
     let config = xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")));
     let server = xds::Server::new(Arc::new(source), config, metrics);
     let stopping = CancellationToken::new();
-    let admin = AdminState::new(state, started.sources, push, server.registry(), registry, stopping.clone());
+    let admin =
+        AdminState::new(state.clone(), started.sources, push, server.registry(), registry, stopping.clone());
     tasks.spawn(admin::serve_health(http, admin.clone()));
     tasks.spawn(admin::serve_monitoring(monitoring, admin));
     info!(grpc = %args.server.grpc_addr, http = %args.server.http_addr, monitoring = %args.server.monitoring_addr, "weftd is up");
@@ -126,17 +130,24 @@ async fn serve(args: Args) -> Result<()> {
     let grace = args.server.shutdown_duration;
     let limits = serve::Limits::standard(args.server.max_connections);
     let plain = serve::Config { drain_grace: grace, ..serve::Config::standard("plaintext", limits) };
+    let mut secured = JoinSet::new();
+    if let Some(secure) = secure {
+        let routes = server.routes().await?;
+        secured.spawn(secure.serve(routes, state.clone(), connection_metrics.clone(), stopping.clone()));
+    }
     let streams = server.serve(grpc, plain, &connection_metrics, stopping.clone().cancelled_owned());
     tokio::pin!(streams);
     tokio::select! {
         result = &mut streams => return result.context("the xDS server ended"),
+        Some(ended) = secured.join_next() => return ended.context("a task panicked")?,
         Some(ended) = tasks.join_next() => return ended.context("a task panicked")?,
         result = told_to_stop() => result?,
     }
     info!("stopping: not ready any more, ending streams");
     stopping.cancel();
-    // It waits for its streams, and no longer than the grace that it has.
-    streams.await.context("the xDS server ended")?;
+    // They wait for their streams, and no longer than the grace that they have.
+    let (streams, _) = tokio::join!(streams, secured.join_all());
+    streams.context("the xDS server ended")?;
     info!("stopped");
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The Weft control plane: compiles mesh configuration to xDS and pushes it to Envoy, make before break.
 ///
 /// Configuration comes from a directory of manifests (--config), or else from the Kubernetes API. It serves xDS in
-/// plain text on --grpc-addr, readiness on --http-addr, and metrics and debug pages on --monitoring-addr.
+/// plain text on --grpc-addr and encrypted on --secure-grpc-addr, readiness on --http-addr, and metrics and debug pages on --monitoring-addr.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "weftd", version)]
 pub struct Args {
@@ -21,6 +21,9 @@ pub struct Args {
     /// What is served where
     #[command(flatten)]
     pub server: ServerArgs,
+    /// Who may come, and with which certificates
+    #[command(flatten)]
+    pub secure: SecureArgs,
     /// Logs
     #[command(flatten)]
     pub log: LogArgs,
@@ -91,6 +94,48 @@ pub struct ServerArgs {
     pub shutdown_duration: Duration,
 }
 
+/// Who may come, and with which certificates.
+#[derive(Clone, Debug, Group)]
+#[command(next_help_heading = "Identity")]
+pub struct SecureArgs {
+    /// The address for encrypted xDS and certificates. Without a cluster it is served only with --ca-dir
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15012")]
+    pub secure_grpc_addr: SocketAddr,
+    /// A directory with the certificate authority: ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or
+    /// tls.crt, tls.key and ca.crt; followed. If it is empty, a self-signed authority is made in it. Without it, and in a
+    /// cluster: the Secret `cacerts`, or else `istio-ca-secret`, which is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Further names and addresses of the certificate of the secure port
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub secure_name: Vec<String>,
+    /// How long certificates of workloads are valid
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = seconds)]
+    pub workload_cert_ttl: Duration,
+    /// The longest that a workload may ask for
+    #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = seconds)]
+    pub max_workload_cert_ttl: Duration,
+    /// Whom the tokens of service accounts must be meant for: one of these
+    #[arg(
+        long,
+        value_name = "AUDIENCE",
+        value_delimiter = ',',
+        env = "TOKEN_AUDIENCES",
+        default_value = "istio-ca"
+    )]
+    pub token_audience: Vec<String>,
+    /// A file with the keys that tokens are signed with, a JSON Web Key Set; read anew when a key is unknown. It takes
+    /// the place of the cluster's keys: no API server is asked
+    #[arg(long, value_name = "FILE", requires = "token_issuer")]
+    pub token_keys: Option<PathBuf>,
+    /// Who issues those tokens: their `iss`
+    #[arg(long, value_name = "ISSUER", requires = "token_keys")]
+    pub token_issuer: Option<String>,
+    /// After how long clients of the secure port are asked to connect again, so that they spread over replicas
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = seconds)]
+    pub max_connection_age: Duration,
+}
+
 /// Logs.
 #[derive(Clone, Debug, Group)]
 #[command(next_help_heading = "Logs")]
@@ -113,7 +158,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Accepts a number of seconds, or `250ms`, `10s`, `2m`.
+/// Accepts a number of seconds, or `250ms`, `10s`, `2m`, `24h`.
 fn seconds(text: &str) -> Result<Duration, String> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a duration, such as 10s"))?;
@@ -121,6 +166,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         "ms" => Ok(Duration::from_millis(number)),
         "" | "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
         _ => Err(format!("{text:?} is not a duration, such as 10s")),
     }
 }
@@ -145,6 +191,7 @@ mod tests {
         assert_eq!(seconds("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(seconds("2m"), Ok(Duration::from_secs(120)));
         assert!(seconds("soon").is_err());
-        assert!(seconds("1h").is_err());
+        assert_eq!(seconds("24h"), Ok(Duration::from_secs(86_400)));
+        assert!(seconds("1d").is_err());
     }
 }

@@ -13,6 +13,7 @@ mod app;
 mod args;
 mod directory;
 mod mesh_file;
+mod secure;
 mod source;
 mod sources;
 mod state_dir;

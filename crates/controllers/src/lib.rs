@@ -12,9 +12,12 @@
 //!
 //! - [`connect`]: from a kubeconfig to a client whose dead connections are noticed.
 //! - [`run`]: the sources, until nobody listens any more.
+//! - [`token_keys`], [`review_token`], [`read_secret`] and others: single questions, and [`ServiceAccounts`].
 //! - `source`: one source; lists, watches, errors, and kinds that are not there.
 //! - `objects`, `mesh_settings`: what a source makes of what it sees, without I/O.
 
+mod access;
+mod accounts;
 mod backoff;
 mod connect;
 mod kinds;
@@ -26,6 +29,12 @@ mod source;
 mod state;
 mod trouble;
 
+pub use access::{
+    AccessError, TokenKeys, TokenReview, create_secret, may_list_secrets, read_secret, review_token,
+    token_keys,
+};
+pub use accounts::ServiceAccounts;
 pub use connect::{Config, ConnectError, connect};
+pub use kube::Client;
 pub use run::{RunError, SOURCES, run};
 pub use state::{SourceError, SourceState, States};

@@ -392,6 +392,7 @@ impl Index {
                         namespace: service.key.namespace.clone(),
                         name: named.1.as_str().into(),
                     },
+                    uid: None,
                     ips: Vec::new(),
                     labels: Labels::new(),
                     service_account: "".into(),

@@ -58,6 +58,7 @@ pub(crate) fn of_pod(
     let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
     let workload = Workload {
         id: WorkloadId { namespace: Namespace::new(namespace), name: name.into() },
+        uid: pod.metadata.uid.as_deref().map(Str::from),
         ips: pod.ips().filter_map(|ip| ip.parse().ok()).collect(),
         service_account: pod.service_account().into(),
         node: node.map(Str::from),
@@ -89,6 +90,7 @@ pub(crate) fn of_entry(entry: &WorkloadEntry, trust_domain: &str, cluster: &Str)
             namespace: Namespace::new(entry.metadata.namespace.as_deref().unwrap_or_default()),
             name: name.into(),
         },
+        uid: None,
         ips: spec.address.parse::<IpAddr>().into_iter().collect(),
         service_account: spec.service_account.as_str().into(),
         node: None,

@@ -62,6 +62,11 @@ slim_kind! {
 }
 
 slim_kind! {
+    /// An account of workloads: that it is there, and its unique id, is all that matters.
+    pub struct ServiceAccount: k8s_openapi::api::core::v1::ServiceAccount {}
+}
+
+slim_kind! {
     /// Certificates and keys. [`fmt::Debug`] never prints values.
     pub struct Secret: k8s_openapi::api::core::v1::Secret {
         /// What kind of data it is, such as `kubernetes.io/tls`.

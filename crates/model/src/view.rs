@@ -243,6 +243,18 @@ impl MeshView {
         self.services.len()
     }
 
+    /// Returns a workload, for those who compile nothing from it.
+    pub fn find_workload(&self, id: &WorkloadId) -> Option<&Arc<Workload>> {
+        self.workloads.get(id)
+    }
+
+    /// Returns the workloads of a namespace, for those who compile nothing from them.
+    pub fn workloads_in<'a>(&'a self, namespace: &'a Namespace) -> impl Iterator<Item = &'a Arc<Workload>> {
+        let first = WorkloadId { namespace: namespace.clone(), name: "".into() };
+        let workloads = self.workloads.range(first..);
+        workloads.take_while(move |(id, _)| id.namespace == *namespace).map(|(_, workload)| workload)
+    }
+
     /// Returns every service with its endpoints, for debug pages.
     pub fn registry(&self) -> impl Iterator<Item = (&Arc<Service>, Endpoints)> {
         self.services.iter().map(|(key, entry)| {

@@ -24,6 +24,8 @@ impl fmt::Display for WorkloadId {
 pub struct Workload {
     /// Its identity.
     pub id: WorkloadId,
+    /// What tells a pod from others that had or will have its name; none for a machine.
+    pub uid: Option<Str>,
     /// Its addresses, the primary one first.
     pub ips: Vec<IpAddr>,
     /// Its labels.
