@@ -127,6 +127,21 @@ fn own_metrics(state: &AdminState) -> String {
     let counters = [
         ("weft_push_evaluations", "Computations that were done", stats.counters.evaluated),
         ("weft_push_unchanged", "Computations with the same result as before", stats.counters.unchanged),
+        (
+            "weft_endpoints_kept",
+            "Services whose endpoints stayed in use for a while after their last EndpointSlice was gone",
+            writer.doubts.kept,
+        ),
+        (
+            "weft_endpoints_awaited",
+            "New Services that were not used before there was an EndpointSlice",
+            writer.doubts.awaited,
+        ),
+        (
+            "weft_endpoints_believed_absent",
+            "Services that had no EndpointSlice for so long that they have no endpoints",
+            writer.doubts.believed,
+        ),
         ("weft_compiler_failures", "Defects of the compiler that were met", stats.failures),
     ];
     let mut text = String::new();

@@ -3,7 +3,7 @@
 //! Nothing is published before every source has told its whole state once, so a proxy never sees a mesh that is
 //! smaller than the truth because weftd has just started.
 
-use index::{Change, Findings, Held, Index, Settings};
+use index::{Change, Doubt, Findings, Held, Index, Settings};
 use k8s_api::mesh_config::MeshConfig;
 use k8s_api::object::Object;
 use model::{Key, Kind, Mesh, MeshView, ObjectKey, Rejection, Str};
@@ -32,6 +32,19 @@ pub(crate) struct WriterState {
     pub(crate) rejected: usize,
     /// What is to be said about objects.
     pub(crate) findings: Arc<BTreeMap<ObjectKey, Findings>>,
+    /// How often the endpoints of Services were doubted.
+    pub(crate) doubts: DoubtCounts,
+}
+
+/// How often it was doubted that a Service has no EndpointSlice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DoubtCounts {
+    /// The endpoints of the last slices stayed in use.
+    pub(crate) kept: u64,
+    /// A new Service was not used yet.
+    pub(crate) awaited: u64,
+    /// No slice came in time.
+    pub(crate) believed: u64,
 }
 
 impl WriterState {
@@ -69,7 +82,7 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
     let mut batch = Vec::new();
     // All that has arrived is one change: there is no reason to compile for states that are history already.
     let mut hold = None;
-    while take_in(&mut changes, &mut batch, &mut hold).await {
+    while take_in(&mut changes, &mut batch, &mut hold, index.doubts_until()).await {
         for change in batch.drain(..) {
             match change {
                 Change::Reset(reset, objects) => index.reset(&reset, objects),
@@ -94,7 +107,9 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
         if held.borrow().is_none() {
             index.forget_restored();
         }
-        let published = index.publish();
+        let published = index.publish_at(Instant::now().into_std());
+        let doubts = index.take_doubts();
+        doubts.iter().for_each(log_doubt);
         if let Some((view, changes)) = &published
             && changes.keys.iter().any(is_about_gateways)
         {
@@ -119,6 +134,7 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
         state.send_modify(|state| {
             state.objects = index.len();
             state.waiting_for.clear();
+            state.doubts.add(&doubts);
             if let Some(findings) = findings {
                 let is_rejected = |found: &&Findings| found.findings.iter().any(|finding| finding.is_error);
                 state.rejected = findings.values().filter(is_rejected).count();
@@ -134,20 +150,48 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
     }
 }
 
-/// Waits for changes, or for the end of `hold`, after which there is something to publish although nothing has arrived.
-/// Returns whether there is more to come.
+/// Waits for changes, or for the end of `hold` or of a doubt, after which there is something to publish although nothing
+/// has arrived. Returns whether there is more to come.
 async fn take_in(
     changes: &mut mpsc::Receiver<Change>,
     batch: &mut Vec<Change>,
     hold: &mut Option<Instant>,
+    doubt: Option<std::time::Instant>,
 ) -> bool {
-    let Some(until) = *hold else { return changes.recv_many(batch, 1024).await > 0 };
+    // Nothing is published during a hold.
+    let Some(until) = hold.or(doubt.map(Instant::from_std)) else {
+        return changes.recv_many(batch, 1024).await > 0;
+    };
     tokio::select! {
         received = changes.recv_many(batch, 1024) => received > 0,
         () = tokio::time::sleep_until(until) => {
             *hold = None;
             true
         }
+    }
+}
+
+impl DoubtCounts {
+    fn add(&mut self, doubts: &[Doubt]) {
+        for doubt in doubts {
+            match doubt {
+                Doubt::Kept(_) => self.kept += 1,
+                Doubt::Awaited(_) => self.awaited += 1,
+                Doubt::Believed(_) => self.believed += 1,
+            }
+        }
+    }
+}
+
+fn log_doubt(doubt: &Doubt) {
+    match doubt {
+        Doubt::Kept(object) => {
+            warn!(%object, "no EndpointSlice lists its endpoints any more; for a moment they stay in use");
+        }
+        Doubt::Awaited(object) => {
+            info!(%object, "is used as soon as there is an EndpointSlice of it, or in a moment");
+        }
+        Doubt::Believed(object) => warn!(%object, "has no EndpointSlice, and so no endpoints"),
     }
 }
 
@@ -194,18 +238,22 @@ mod tests {
     use index::Sourced;
     use k8s_api::yaml::parse_documents;
 
-    fn service(name: &str) -> Change {
-        let text = format!(
-            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80}}]}}}}"
-        );
-        let document = parse_documents(&text, "test").pop().unwrap().unwrap();
+    fn apply(text: &str) -> Change {
+        let document = parse_documents(text, "test").pop().unwrap().unwrap();
         Change::Apply(Sourced::from_api(document.object))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_sources_tell_while_they_catch_up_is_published_together() {
+    /// A name that is taken from elsewhere needs no endpoints.
+    fn service(name: &str) -> Change {
+        apply(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{type: ExternalName, externalName: a.test, ports: [{{name: http, port: 80}}]}}}}"
+        ))
+    }
+
+    /// Starts a writer that has published nothing but that it is ready.
+    async fn start() -> (mpsc::Sender<Change>, watch::Receiver<WriterState>, tokio::task::JoinHandle<()>) {
         let (changes, inbox) = mpsc::channel(16);
-        let (state, mut seen) = watch::channel(WriterState::default());
+        let (state, seen) = watch::channel(WriterState::default());
         let writer = Writer {
             settings: Settings { domain: "cluster.local".into(), cluster: "Kubernetes".into() },
             sources: &["test"],
@@ -216,6 +264,39 @@ mod tests {
         };
         let writing = tokio::spawn(write(writer, inbox));
         changes.send(Change::Synced("test")).await.unwrap();
+        (changes, seen, writing)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_that_are_doubted_are_looked_at_again_although_nothing_happens() {
+        let (changes, mut seen, writing) = start().await;
+        let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a-1, namespace: shop, labels: {kubernetes.io/service-name: a}}, addressType: IPv4, ports: [{name: http, port: 80}], endpoints: [{addresses: [10.0.0.2]}]}";
+        let service = "{apiVersion: v1, kind: Service, metadata: {name: a, namespace: shop}, spec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}}";
+        let endpoints = |state: &WriterState| state.view.registry().map(|(_, all)| all.len()).sum::<usize>();
+        changes.send(apply(slice)).await.unwrap();
+        changes.send(apply(service)).await.unwrap();
+        seen.wait_for(|state| endpoints(state) == 1).await.unwrap();
+
+        let Change::Apply(gone) = apply(slice) else { unreachable!("it is applied") };
+        changes.send(Change::Delete(gone.object.key())).await.unwrap();
+        let began = Instant::now();
+        seen.wait_for(|state| state.doubts.kept == 1).await.unwrap();
+        assert_eq!(endpoints(&seen.borrow()), 1);
+        let state = seen.wait_for(|state| endpoints(state) == 0).await.unwrap().clone();
+        assert_eq!(began.elapsed(), index::ENDPOINT_DOUBT);
+        assert_eq!(state.doubts, DoubtCounts { kept: 1, awaited: 0, believed: 1 });
+        drop(changes);
+        writing.await.unwrap();
+    }
+
+    #[test]
+    fn endpoints_are_doubted_as_long_as_destinations() {
+        assert_eq!(index::ENDPOINT_DOUBT, xds::session::Options::STANDARD.absence_grace);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_sources_tell_while_they_catch_up_is_published_together() {
+        let (changes, mut seen, writing) = start().await;
         changes.send(service("a")).await.unwrap();
         seen.wait_for(|state| state.view.service_count() == 1).await.unwrap();
 

@@ -7,6 +7,7 @@
 
 mod endpoints;
 
+use crate::doubt::{Doubts, Verdict};
 use crate::store::Index;
 use crate::workloads::{self, Member};
 use endpoints::entry_member_endpoints;
@@ -24,7 +25,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// Namespace and name.
-type Named = (String, String);
+pub(crate) type Named = (String, String);
 
 /// What services are made of.
 #[derive(Debug, Default)]
@@ -45,7 +46,8 @@ pub(crate) struct Registry {
     namespaces: BTreeMap<String, Arc<Object>>,
     contributions: BTreeMap<ServiceKey, BTreeMap<ObjectKey, Contribution>>,
     contributed: BTreeMap<ObjectKey, BTreeSet<ServiceKey>>,
-    dirty: BTreeSet<ObjectKey>,
+    pub(crate) dirty: BTreeSet<ObjectKey>,
+    pub(crate) doubts: Doubts,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ struct Contribution {
     endpoints: Vec<Endpoint>,
 }
 
-fn service_object(named: &Named) -> ObjectKey {
+pub(crate) fn service_object(named: &Named) -> ObjectKey {
     ObjectKey::new(Kind::Service, named.0.as_str(), named.1.as_str())
 }
 
@@ -70,6 +72,9 @@ impl Index {
         match object.as_ref() {
             Object::Service(_) => {
                 self.registry.dirty.insert(service_object(&named));
+                if !self.registry.services.contains_key(&named) {
+                    self.registry.doubts.reappeared(&named);
+                }
                 self.registry.services.insert(named, (object.clone(), origin.clone()));
             }
             Object::ServiceEntry(_) => {
@@ -130,6 +135,7 @@ impl Index {
     }
 
     fn set_pod(&mut self, named: Named, object: &Arc<Object>, pod: &Pod) {
+        self.registry.touch_doubted();
         if pod.is_finished() {
             // Its address may be somebody else's by now.
             self.remove_pod(&named);
@@ -158,6 +164,7 @@ impl Index {
     }
 
     fn remove_pod(&mut self, named: &Named) {
+        self.registry.touch_doubted();
         if let Some((_, member)) = self.registry.pods.remove(named) {
             self.registry.forget_pod_addresses(named, &member);
             self.registry.touch_pod(named, &member);
@@ -302,13 +309,21 @@ impl Index {
     }
 
     fn service_contributions(&mut self, object: &ObjectKey, named: &Named) -> Vec<Contribution> {
-        let Some((source, origin)) = self.registry.services.get(named).cloned() else { return Vec::new() };
+        let Some((source, origin)) = self.registry.services.get(named).cloned() else {
+            self.registry.doubts.service_gone(named);
+            return Vec::new();
+        };
         let Object::Service(service) = source.as_ref() else { return Vec::new() };
         let translated = translate::service(&self.context, service);
         self.note(object, &origin, &translated.rejections, &translated.warnings, false);
         let mut services = translated.value.unwrap_or_default();
         self.inherit_distribution(named, &mut services);
         let endpoints = self.registry.service_endpoints(named, service, &self.context.cluster);
+        let is_known = services.is_empty() || self.registry.contributed.contains_key(object);
+        let is_listed = service.is_external_name() || self.registry.slices.contains_key(named);
+        if self.registry.doubts.judge(named, is_known, is_listed, !endpoints.is_empty()) == Verdict::Wait {
+            return Vec::new();
+        }
         services.into_iter().map(|service| Contribution { service, endpoints: endpoints.clone() }).collect()
     }
 
@@ -423,6 +438,7 @@ impl Registry {
             self.address_services.entry(ip).or_default().insert(service.clone());
         }
         self.slices.entry(service.clone()).or_default().insert(named.1.clone(), object.clone());
+        self.doubts.listed(&service, slice);
         self.dirty.insert(service_object(&service));
         self.slice_service.insert(named, service);
     }
@@ -432,13 +448,17 @@ impl Registry {
         let Some(slices) = self.slices.get_mut(&service) else { return };
         let removed = slices.remove(&named.1);
         self.dirty.insert(service_object(&service));
-        let Some(Object::EndpointSlice(slice)) = removed.as_deref() else { return };
+        let Some(object) = removed else { return };
+        let Object::EndpointSlice(slice) = object.as_ref() else { return };
         let rest = || {
             slices.values().filter_map(|object| match object.as_ref() {
                 Object::EndpointSlice(slice) => Some(slice.as_ref()),
                 _ => None,
             })
         };
+        if !rest().any(|other| other.address_type == slice.address_type) {
+            self.doubts.departed(&service, object.clone());
+        }
         let pods: BTreeSet<Named> = rest().flat_map(|slice| slice_pods(slice, &named.0)).collect();
         for pod in slice_pods(slice, &named.0).filter(|pod| !pods.contains(pod)) {
             remove_from(&mut self.pod_services, &pod, &service);
@@ -450,6 +470,11 @@ impl Registry {
         if slices.is_empty() {
             self.slices.remove(&service);
         }
+    }
+
+    /// Marks the Services whose endpoints are in use although no slice lists them: what a pod says may end that.
+    fn touch_doubted(&mut self) {
+        self.dirty.extend(self.doubts.kept_services().map(service_object));
     }
 
     fn forget_pod_addresses(&mut self, named: &Named, member: &Member) {

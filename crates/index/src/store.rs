@@ -1,6 +1,7 @@
 //! The store of objects, and the findings about them.
 
-use crate::registry::Registry;
+use crate::doubt::Doubt;
+use crate::registry::{Registry, service_object};
 use crate::rules::Rules;
 use k8s_api::mesh_config::MeshConfig as ApiMeshConfig;
 use k8s_api::object::{Object, ObjectKey as ApiKey};
@@ -9,6 +10,7 @@ use model::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 use translate::Context;
 
 /// The label that Kubernetes puts on every namespace.
@@ -319,9 +321,35 @@ impl Index {
     }
 
     /// Works out what the changes since the last call lead to. Returns the new view and what is different in it,
-    /// or nothing if the mesh is the same.
+    /// or nothing if the mesh is the same. The objects are taken at their word: nothing is doubted.
     pub fn publish(&mut self) -> Option<(Arc<MeshView>, ChangeSet)> {
+        self.publish_with(None)
+    }
+
+    /// As [`Index::publish`], of what somebody follows: for [`ENDPOINT_DOUBT`] a Service of which no EndpointSlice
+    /// tells any more keeps its endpoints, and one of which none tells yet is not used. Call it again at
+    /// [`Index::doubts_until`].
+    ///
+    /// [`ENDPOINT_DOUBT`]: crate::ENDPOINT_DOUBT
+    pub fn publish_at(&mut self, now: Instant) -> Option<(Arc<MeshView>, ChangeSet)> {
+        self.publish_with(Some(now))
+    }
+
+    /// Returns when the next doubt ends.
+    pub fn doubts_until(&self) -> Option<Instant> {
+        self.registry.doubts.until()
+    }
+
+    /// Returns the doubts that have begun, or ended without an answer, since the last call.
+    pub fn take_doubts(&mut self) -> Vec<Doubt> {
+        self.registry.doubts.take_events()
+    }
+
+    fn publish_with(&mut self, now: Option<Instant>) -> Option<(Arc<MeshView>, ChangeSet)> {
+        let decided = self.registry.doubts.begin(now);
+        self.registry.dirty.extend(decided.iter().map(service_object));
         self.registry_settle();
+        self.registry.doubts.end();
         self.rules_settle();
         self.builder.publish().map(|(view, changes)| (Arc::new(view), changes))
     }

@@ -337,6 +337,11 @@ impl Pod {
         self.status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
     }
 
+    /// Returns whether the pod has a `Ready` condition and it is not true.
+    pub fn is_known_not_ready(&self) -> bool {
+        self.status.conditions.iter().any(|c| c.type_ == "Ready" && c.status != "True")
+    }
+
     /// Returns whether the pod is being deleted.
     pub fn is_terminating(&self) -> bool {
         self.metadata.deletion_timestamp.is_some()

@@ -18,7 +18,12 @@ impl Registry {
         let mut endpoints = Vec::new();
         for object in slices {
             if let Object::EndpointSlice(slice) = object.as_ref() {
-                self.slice_endpoints(&named.0, slice, cluster, &mut endpoints);
+                self.slice_endpoints(&named.0, slice, None, cluster, &mut endpoints);
+            }
+        }
+        if !service.is_external_name() {
+            for slice in self.doubts.kept(named) {
+                self.slice_endpoints(&named.0, slice, Some(service), cluster, &mut endpoints);
             }
         }
         if service.spec.selector.is_empty() {
@@ -48,10 +53,13 @@ impl Registry {
         endpoints
     }
 
+    /// Adds the endpoints of a slice. Of one that is gone, given the Service that it was of, only those are left which
+    /// nothing else says have stopped.
     fn slice_endpoints(
         &self,
         namespace: &str,
         slice: &EndpointSlice,
+        gone: Option<&Service>,
         cluster: &Str,
         all: &mut Vec<Endpoint>,
     ) {
@@ -69,17 +77,23 @@ impl Registry {
             let ips: Vec<IpAddr> =
                 listed.addresses.iter().filter_map(|address| address.parse().ok()).collect();
             let Some((ip, additional)) = ips.split_first() else { continue };
-            let member = match &listed.target_ref {
+            let pod = match &listed.target_ref {
                 Some(target) if target.kind == "Pod" => {
                     let of = if target.namespace.is_empty() { namespace } else { &target.namespace };
                     // Without its pod nobody can tell whose it is: it waits for the pod.
                     match self.pods.get(&(of.to_owned(), target.name.clone())) {
-                        Some((_, member)) => Some(member),
+                        Some(pod) => Some(pod),
                         None => continue,
                     }
                 }
-                _ => self.pod_by_ip.get(ip).and_then(|named| self.pods.get(named)).map(|(_, member)| member),
+                _ => self.pod_by_ip.get(ip).and_then(|named| self.pods.get(named)),
             };
+            if let (Some(service), Some((object, member))) = (gone, pod)
+                && !may_serve(object, member, *ip, service)
+            {
+                continue;
+            }
+            let member = pod.map(|(_, member)| member);
             for port in &slice.ports {
                 let Some(number) = port.port else { continue };
                 if port.protocol == "UDP" {
@@ -135,6 +149,15 @@ impl Registry {
         }
         endpoints
     }
+}
+
+/// Whether a pod that an EndpointSlice listed last may still serve at an address, as far as the pod itself says.
+fn may_serve(object: &Object, member: &Member, ip: IpAddr, service: &Service) -> bool {
+    let Object::Pod(pod) = object else { return true };
+    let ips = &member.workload.ips;
+    !pod.is_terminating()
+        && (ips.is_empty() || ips.contains(&ip))
+        && (service.spec.publish_not_ready_addresses || !pod.is_known_not_ready())
 }
 
 fn target_number(port: &model::ServicePort) -> Option<u16> {
