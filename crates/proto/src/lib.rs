@@ -37,7 +37,7 @@ mod generated;
 
 pub use generated::{cel, envoy, google, grpc, istio, opentelemetry, udpa, xds};
 pub use message::DiscoveryMessage;
-pub use pool::pool;
+pub use pool::{descriptors_of, pool};
 
 use google::protobuf::Any;
 

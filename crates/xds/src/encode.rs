@@ -1,20 +1,25 @@
 //! Discovery responses as bytes: concatenations of what was encoded when the resources were compiled.
 //!
 //! A response is a short head of its own (the gRPC message header, version, type URL and nonce) and a tail (the
-//! resources). Fields of a message may come in any order and need not lie in one buffer, so clients that are sent
-//! equal resources share one tail, whatever their nonces are.
+//! resources). Fields of a message may come in any order and need not lie in one buffer, so the tail is in chunks of
+//! resources next to each other, and clients share chunks: those that are sent equal resources all of them, whatever
+//! their nonces are, and workloads whose own resources come first in the order all chunks but the first. A large
+//! resource is sent from where it lies.
 
 use crate::session::Protocol;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use proto::resource::{Resource, ResourceType};
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use xxhash_rust::xxh3::Xxh3;
 
-/// From this size on, a tail is a buffer of its own that clients share. Below, one HTTP/2 frame less is worth more
+/// From this size on, a tail is in buffers of its own that clients share. Below, one HTTP/2 frame less is worth more
 /// than the copy.
 const SHARED_TAIL: usize = 16 * 1024;
+
+/// The largest chunk of several resources: what fits into an HTTP/2 frame.
+const CHUNK: usize = 16 * 1024;
 
 /// The length of the header before every gRPC message: a compression flag and the message's length.
 pub const GRPC_HEADER: usize = 5;
@@ -34,19 +39,19 @@ pub struct Head<'a> {
     pub nonce: &'a str,
 }
 
-/// One gRPC message, header included, in one or two buffers.
+/// One gRPC message, header included, in several buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// The first buffer, and all of the message if it is short.
     pub head: Bytes,
-    /// The rest, shared between clients. May be empty.
-    pub tail: Bytes,
+    /// The rest in order, shared between clients. None of them is empty.
+    pub tail: Vec<Bytes>,
 }
 
 impl Frame {
     /// Returns the length of the message, without its header.
     pub fn message_len(&self) -> usize {
-        self.head.len() + self.tail.len() - GRPC_HEADER
+        self.head.len() + self.tail.iter().map(Bytes::len).sum::<usize>() - GRPC_HEADER
     }
 
     /// Returns the message without its gRPC header, in one piece.
@@ -56,23 +61,25 @@ impl Frame {
         }
         let mut message = BytesMut::with_capacity(self.message_len());
         message.put_slice(&self.head[GRPC_HEADER..]);
-        message.put_slice(&self.tail);
+        for part in &self.tail {
+            message.put_slice(part);
+        }
         message.freeze()
     }
 }
 
-/// Encodes responses, and remembers large tails for as long as others are likely to want them.
+/// Encodes responses, and remembers chunks of large ones for as long as others are likely to want them.
 #[derive(Debug)]
 pub struct Encoder {
     /// The `control_plane` field's message.
     control_plane: Vec<u8>,
-    cache: Mutex<TailCache>,
-    routes: Mutex<HashMap<Arc<str>, std::sync::Weak<Resource>>>,
+    cache: Mutex<ChunkCache>,
+    held_back: Mutex<HashMap<u128, Weak<Resource>>>,
 }
 
 impl Encoder {
     /// Makes an encoder whose responses carry `identifier` as their control plane, and that remembers up to
-    /// `cache_bytes` of tails.
+    /// `cache_bytes` of chunks.
     pub fn new(identifier: &str, cache_bytes: usize) -> Self {
         let mut control_plane = Vec::new();
         if !identifier.is_empty() {
@@ -80,8 +87,8 @@ impl Encoder {
         }
         Self {
             control_plane,
-            cache: Mutex::new(TailCache { limit: cache_bytes, ..TailCache::default() }),
-            routes: Mutex::default(),
+            cache: Mutex::new(ChunkCache { limit: cache_bytes, ..ChunkCache::default() }),
+            held_back: Mutex::default(),
         }
     }
 
@@ -91,46 +98,88 @@ impl Encoder {
         let head_len = self.head_len(head);
         let shares = tail_len >= SHARED_TAIL;
 
-        let mut buffer = BytesMut::with_capacity(GRPC_HEADER + head_len + if shares { 0 } else { tail_len });
+        let own_len = if shares { removed_len(removed) } else { tail_len };
+        let mut buffer = BytesMut::with_capacity(GRPC_HEADER + head_len + own_len);
         buffer.put_u8(0);
         // A message of 4 GiB cannot be expressed in gRPC; the sets of one client are far from it.
         buffer.put_u32(u32::try_from(head_len + tail_len).unwrap_or(u32::MAX));
         self.put_head(&mut buffer, head);
+        put_removed(&mut buffer, removed);
+        let mut tail = Vec::new();
         if shares {
-            let tail = self.tail(head.protocol, resources, removed, tail_len);
-            return Frame { head: buffer.freeze(), tail };
+            tail = self.tail(head.protocol, resources);
+        } else {
+            put_resources(&mut buffer, head.protocol, resources);
         }
-        put_tail(&mut buffer, head.protocol, resources, removed);
-        Frame { head: buffer.freeze(), tail: Bytes::new() }
+        Frame { head: buffer.freeze(), tail }
     }
 
-    /// Returns a route configuration equal to `route` that is in use elsewhere, or `route` itself. Clients that wait
-    /// for the same cluster hold back the same virtual host, and need not each keep what remains.
-    pub(crate) fn intern(&self, route: Resource) -> Arc<Resource> {
-        let mut routes = self.routes.lock();
-        if let Some(known) = routes.get(route.version()).and_then(std::sync::Weak::upgrade)
-            && *known == route
-        {
+    /// Returns the form of `route` in which the virtual hosts of these names are those of `before`, or missing. Clients
+    /// that wait for the same cluster hold back the same ones, so it is made once for as long as any of them uses it.
+    pub(crate) fn held_back(
+        &self,
+        route: &Resource,
+        before: Option<&Arc<Resource>>,
+        held: &[&str],
+        make: impl FnOnce() -> Resource,
+    ) -> Arc<Resource> {
+        let mut hash = Xxh3::new();
+        let before = before.map_or("", |before| before.version());
+        for part in [route.name(), route.version(), before].into_iter().chain(held.iter().copied()) {
+            hash.update(part.as_bytes());
+            hash.update(&[0]);
+        }
+        let key = hash.digest128();
+        if let Some(known) = self.held_back.lock().get(&key).and_then(Weak::upgrade) {
             return known;
         }
-        if routes.len() >= 1024 {
-            routes.retain(|_, route| route.strong_count() > 0);
+        let form = Arc::new(make());
+        let mut forms = self.held_back.lock();
+        if forms.len() >= 1024 {
+            forms.retain(|_, form| form.strong_count() > 0);
         }
-        let route = Arc::new(route);
-        routes.insert(route.version().clone(), Arc::downgrade(&route));
-        route
+        forms.insert(key, Arc::downgrade(&form));
+        form
     }
 
-    fn tail(&self, protocol: Protocol, resources: &[&Resource], removed: &[&str], len: usize) -> Bytes {
-        let key = tail_key(protocol, resources, removed);
-        if let Some(tail) = self.cache.lock().get(key) {
-            return tail;
+    /// Returns `resources` in chunks. They are filled from the end: names of a workload's own resources (`inbound|…`)
+    /// sort before those of what it shares with others.
+    fn tail(&self, protocol: Protocol, resources: &[&Resource]) -> Vec<Bytes> {
+        let mut parts = Vec::new();
+        let mut rest = resources;
+        while let Some((last, before)) = rest.split_last() {
+            if last.bytes().len() >= CHUNK {
+                let mut prefix = BytesMut::new();
+                put_prefix(&mut prefix, protocol, last);
+                parts.extend([last.bytes().clone(), prefix.freeze()]);
+                rest = before;
+                continue;
+            }
+            let mut len = 0;
+            let fits = |resource: &&&Resource| {
+                len += resource_len(protocol, resource);
+                resource.bytes().len() < CHUNK && len <= CHUNK
+            };
+            let count = rest.iter().rev().take_while(fits).count().max(1);
+            let (before, chunk) = rest.split_at(rest.len() - count);
+            parts.push(self.chunk(protocol, chunk));
+            rest = before;
         }
-        let mut tail = BytesMut::with_capacity(len);
-        put_tail(&mut tail, protocol, resources, removed);
-        let tail = tail.freeze();
-        self.cache.lock().insert(key, tail.clone());
-        tail
+        parts.reverse();
+        parts
+    }
+
+    fn chunk(&self, protocol: Protocol, resources: &[&Resource]) -> Bytes {
+        let key = chunk_key(protocol, resources);
+        if let Some(chunk) = self.cache.lock().get(key) {
+            return chunk;
+        }
+        let len = resources.iter().map(|resource| resource_len(protocol, resource)).sum();
+        let mut chunk = BytesMut::with_capacity(len);
+        put_resources(&mut chunk, protocol, resources);
+        let chunk = chunk.freeze();
+        self.cache.lock().insert(key, chunk.clone());
+        chunk
     }
 
     fn control_plane_field(protocol: Protocol) -> u32 {
@@ -174,38 +223,38 @@ pub(crate) fn set_version<'a>(resources: impl IntoIterator<Item = &'a Arc<Resour
     format!("{:032x}", hash.digest128())
 }
 
-/// Tails by the hash of what they hold, oldest first.
+/// Chunks by the hash of what they hold, oldest first.
 #[derive(Debug, Default)]
-struct TailCache {
+struct ChunkCache {
     limit: usize,
     size: usize,
-    tails: HashMap<u128, Bytes>,
+    chunks: HashMap<u128, Bytes>,
     order: VecDeque<u128>,
 }
 
-impl TailCache {
+impl ChunkCache {
     fn get(&self, key: u128) -> Option<Bytes> {
-        self.tails.get(&key).cloned()
+        self.chunks.get(&key).cloned()
     }
 
-    fn insert(&mut self, key: u128, tail: Bytes) {
-        if tail.len() > self.limit || self.tails.contains_key(&key) {
+    fn insert(&mut self, key: u128, chunk: Bytes) {
+        if chunk.len() > self.limit || self.chunks.contains_key(&key) {
             return;
         }
-        self.size += tail.len();
-        self.tails.insert(key, tail);
+        self.size += chunk.len();
+        self.chunks.insert(key, chunk);
         self.order.push_back(key);
         while self.size > self.limit
             && let Some(oldest) = self.order.pop_front()
         {
-            if let Some(tail) = self.tails.remove(&oldest) {
-                self.size -= tail.len();
+            if let Some(chunk) = self.chunks.remove(&oldest) {
+                self.size -= chunk.len();
             }
         }
     }
 }
 
-fn tail_key(protocol: Protocol, resources: &[&Resource], removed: &[&str]) -> u128 {
+fn chunk_key(protocol: Protocol, resources: &[&Resource]) -> u128 {
     let mut hash = Xxh3::new();
     hash.update(&[u8::from(protocol == Protocol::Delta)]);
     for resource in resources {
@@ -213,11 +262,6 @@ fn tail_key(protocol: Protocol, resources: &[&Resource], removed: &[&str]) -> u1
         hash.update(resource.name().as_bytes());
         hash.update(&[0]);
         hash.update(resource.version().as_bytes());
-    }
-    for name in removed {
-        hash.update(&[1]);
-        hash.update(name.as_bytes());
-        hash.update(&[0]);
     }
     hash.digest128()
 }
@@ -234,30 +278,43 @@ fn envelope_len(resource: &Resource) -> usize {
 }
 
 fn tail_len(protocol: Protocol, resources: &[&Resource], removed: &[&str]) -> usize {
-    let resources: usize = resources
-        .iter()
-        .map(|resource| match protocol {
-            Protocol::Sotw => bytes_len(2, any_len(resource)),
-            Protocol::Delta => bytes_len(2, envelope_len(resource)),
-        })
-        .sum();
-    resources + removed.iter().map(|name| bytes_len(6, name.len())).sum::<usize>()
+    resources.iter().map(|resource| resource_len(protocol, resource)).sum::<usize>() + removed_len(removed)
 }
 
-fn put_tail(buffer: &mut BytesMut, protocol: Protocol, resources: &[&Resource], removed: &[&str]) {
-    for resource in resources {
-        if protocol == Protocol::Delta {
-            put_key(buffer, 2, envelope_len(resource));
-            put_bytes(buffer, 3, resource.name().as_bytes());
-            put_bytes(buffer, 1, resource.version().as_bytes());
-        }
-        put_key(buffer, 2, any_len(resource));
-        put_bytes(buffer, 1, resource.kind().type_url().as_bytes());
-        put_bytes(buffer, 2, resource.bytes());
+fn resource_len(protocol: Protocol, resource: &Resource) -> usize {
+    match protocol {
+        Protocol::Sotw => bytes_len(2, any_len(resource)),
+        Protocol::Delta => bytes_len(2, envelope_len(resource)),
     }
+}
+
+fn removed_len(removed: &[&str]) -> usize {
+    removed.iter().map(|name| bytes_len(6, name.len())).sum()
+}
+
+fn put_removed(buffer: &mut BytesMut, removed: &[&str]) {
     for name in removed {
         put_bytes(buffer, 6, name.as_bytes());
     }
+}
+
+fn put_resources(buffer: &mut BytesMut, protocol: Protocol, resources: &[&Resource]) {
+    for resource in resources {
+        put_prefix(buffer, protocol, resource);
+        buffer.put_slice(resource.bytes());
+    }
+}
+
+/// Writes all of a resource but its bytes, which come last.
+fn put_prefix(buffer: &mut BytesMut, protocol: Protocol, resource: &Resource) {
+    if protocol == Protocol::Delta {
+        put_key(buffer, 2, envelope_len(resource));
+        put_bytes(buffer, 3, resource.name().as_bytes());
+        put_bytes(buffer, 1, resource.version().as_bytes());
+    }
+    put_key(buffer, 2, any_len(resource));
+    put_bytes(buffer, 1, resource.kind().type_url().as_bytes());
+    put_key(buffer, 2, resource.bytes().len());
 }
 
 fn bytes_len(field: u32, len: usize) -> usize {
@@ -323,23 +380,56 @@ mod tests {
         assert_eq!(response.control_plane, None);
     }
 
-    #[test]
-    fn clients_with_different_nonces_share_a_large_tail() {
-        let encoder = Encoder::new("weft", 1 << 20);
-        let a = cluster("a", 40_000);
-        let first = encoder.frame(head(Protocol::Delta, "n1"), &[&a], &[]);
-        let second = encoder.frame(head(Protocol::Delta, "n2"), &[&a], &[]);
-        assert_ne!(first.head, second.head);
-        assert_eq!(first.tail.as_ptr(), second.tail.as_ptr());
+    fn addresses(parts: &[Bytes]) -> Vec<*const u8> {
+        parts.iter().map(|part| part.as_ptr()).collect()
     }
 
     #[test]
-    fn the_cache_forgets_the_oldest_tail_first() {
-        let encoder = Encoder::new("", 100_000);
-        let frame = |name| encoder.frame(head(Protocol::Delta, "n"), &[&cluster(name, 40_000)], &[]);
-        let (a, c) = (frame("a"), (frame("b"), frame("c")).1);
-        assert_ne!(frame("a").tail.as_ptr(), a.tail.as_ptr());
-        assert_eq!(frame("c").tail.as_ptr(), c.tail.as_ptr());
-        assert!(encoder.cache.lock().size <= 100_000);
+    fn clients_with_different_nonces_share_a_large_tail() {
+        let encoder = Encoder::new("weft", 1 << 20);
+        let clusters: Vec<Resource> = (0..100).map(|number| cluster(&format!("c{number}"), 1000)).collect();
+        let all: Vec<&Resource> = clusters.iter().collect();
+        let first = encoder.frame(head(Protocol::Delta, "n1"), &all, &[]);
+        let second = encoder.frame(head(Protocol::Delta, "n2"), &all, &[]);
+        assert_ne!(first.head, second.head);
+        assert_eq!(addresses(&first.tail), addresses(&second.tail));
+        assert!(first.tail.iter().all(|part| part.len() <= CHUNK));
+
+        // One that has a resource of its own before the others shares all chunks but the first.
+        let own = cluster("a", 1000);
+        let with_own: Vec<&Resource> = std::iter::once(&own).chain(all).collect();
+        let third = encoder.frame(head(Protocol::Delta, "n3"), &with_own, &[]);
+        assert_eq!(addresses(&third.tail[1..]), addresses(&first.tail[1..]));
+        let response = DeltaDiscoveryResponse::decode(third.message()).unwrap();
+        assert!(
+            response
+                .resources
+                .iter()
+                .map(|one| one.name.as_str())
+                .eq(with_own.iter().map(|one| &**one.name()))
+        );
+    }
+
+    #[test]
+    fn a_large_resource_is_sent_from_where_it_lies() {
+        let encoder = Encoder::new("weft", 1 << 20);
+        let (small, large) = (cluster("a", 10), cluster("b", 40_000));
+        let frame = encoder.frame(head(Protocol::Delta, "n"), &[&small, &large, &small], &[]);
+        assert!(addresses(&frame.tail).contains(&large.bytes().as_ptr()));
+        let response = DeltaDiscoveryResponse::decode(frame.message()).unwrap();
+        assert_eq!(response.resources[1].resource, Some(large.to_any()));
+    }
+
+    #[test]
+    fn the_cache_forgets_the_oldest_chunk_first() {
+        let encoder = Encoder::new("", 40_000);
+        let chunk = |name| {
+            let [a, b, c] = [6000, 6001, 6002].map(|len| cluster(name, len));
+            encoder.frame(head(Protocol::Delta, "n"), &[&a, &b, &c], &[]).tail.remove(0)
+        };
+        let (a, c) = (chunk("a"), (chunk("b"), chunk("c")).1);
+        assert_ne!(chunk("a").as_ptr(), a.as_ptr());
+        assert_eq!(chunk("c").as_ptr(), c.as_ptr());
+        assert!(encoder.cache.lock().size <= 40_000);
     }
 }

@@ -1,6 +1,6 @@
 //! Who is connected, and how far each is: what status, `/debug/syncz` and `/debug/config_dump` are made of.
 
-use crate::session::{Protocol, SessionStatus};
+use crate::session::{Protocol, Session, SessionStatus};
 use crate::source::PeerInfo;
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// The sessions of a server. Cloning shares them; reading never waits for a session.
+/// The sessions of a server. Cloning shares them. Reading waits for no client: a session is in use only for as long as
+/// it takes to decide what to send next.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
     entries: Arc<Mutex<BTreeMap<u64, Arc<Entry>>>>,
@@ -30,7 +31,7 @@ pub struct SessionView {
     /// When its state last changed.
     pub updated_at: SystemTime,
     /// How far it is.
-    pub status: Arc<SessionStatus>,
+    pub status: SessionStatus,
 }
 
 #[derive(Debug)]
@@ -40,7 +41,8 @@ struct Entry {
     peer: PeerInfo,
     protocol: Protocol,
     connected_at: SystemTime,
-    state: Mutex<(SystemTime, Arc<SessionStatus>)>,
+    updated_at: Mutex<SystemTime>,
+    session: Arc<Mutex<Session>>,
 }
 
 impl Registry {
@@ -52,8 +54,11 @@ impl Registry {
 
     /// Returns the newest session of the proxy with this node id.
     pub fn session(&self, node_id: &str) -> Option<SessionView> {
-        let entries = self.entries.lock();
-        entries.values().rev().find(|entry| entry.node.id == node_id).map(|entry| entry.view())
+        let newest = {
+            let entries = self.entries.lock();
+            entries.values().rev().find(|entry| entry.node.id == node_id).cloned()
+        };
+        newest.map(|entry| entry.view())
     }
 
     /// Returns how many sessions there are.
@@ -72,7 +77,7 @@ impl Registry {
         node: Node,
         peer: PeerInfo,
         protocol: Protocol,
-        status: SessionStatus,
+        session: Arc<Mutex<Session>>,
     ) -> Registration {
         let now = SystemTime::now();
         let entry = Arc::new(Entry {
@@ -81,7 +86,8 @@ impl Registry {
             peer,
             protocol,
             connected_at: now,
-            state: Mutex::new((now, Arc::new(status))),
+            updated_at: Mutex::new(now),
+            session,
         });
         self.entries.lock().insert(stream, entry.clone());
         Registration { registry: self.clone(), entry }
@@ -90,15 +96,14 @@ impl Registry {
 
 impl Entry {
     fn view(&self) -> SessionView {
-        let (updated_at, status) = self.state.lock().clone();
         SessionView {
             stream: self.stream,
             node: self.node.clone(),
             peer: self.peer.clone(),
             protocol: self.protocol,
             connected_at: self.connected_at,
-            updated_at,
-            status,
+            updated_at: *self.updated_at.lock(),
+            status: self.session.lock().status(),
         }
     }
 }
@@ -111,8 +116,8 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    pub(crate) fn update(&self, status: SessionStatus) {
-        *self.entry.state.lock() = (SystemTime::now(), Arc::new(status));
+    pub(crate) fn update(&self) {
+        *self.entry.updated_at.lock() = SystemTime::now();
     }
 }
 

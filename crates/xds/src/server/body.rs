@@ -21,13 +21,14 @@ pub(crate) enum Outgoing {
 #[derive(Debug)]
 pub(crate) struct FrameBody {
     incoming: mpsc::Receiver<Outgoing>,
-    tail: Bytes,
+    /// What is left of the message that is being written.
+    tail: std::vec::IntoIter<Bytes>,
     ended: bool,
 }
 
 impl FrameBody {
     pub(crate) fn new(incoming: mpsc::Receiver<Outgoing>) -> Self {
-        Self { incoming, tail: Bytes::new(), ended: false }
+        Self { incoming, tail: Vec::new().into_iter(), ended: false }
     }
 
     fn end(&mut self, status: &Status) -> http_body::Frame<Bytes> {
@@ -57,13 +58,12 @@ impl http_body::Body for FrameBody {
         if this.ended {
             return Poll::Ready(None);
         }
-        if !this.tail.is_empty() {
-            let tail = std::mem::take(&mut this.tail);
-            return Poll::Ready(Some(Ok(http_body::Frame::data(tail))));
+        if let Some(part) = this.tail.next() {
+            return Poll::Ready(Some(Ok(http_body::Frame::data(part))));
         }
         let frame = match std::task::ready!(this.incoming.poll_recv(cx)) {
             Some(Outgoing::Message(Frame { head, tail })) => {
-                this.tail = tail;
+                this.tail = tail.into_iter();
                 http_body::Frame::data(head)
             }
             Some(Outgoing::End(status)) => this.end(&status),
@@ -90,7 +90,7 @@ mod tests {
     fn a_body_is_frames_and_then_a_status() {
         let (sender, receiver) = mpsc::channel(4);
         let mut body = FrameBody::new(receiver);
-        let frame = Frame { head: Bytes::from_static(b"head"), tail: Bytes::from_static(b"tail") };
+        let frame = Frame { head: Bytes::from_static(b"head"), tail: vec![Bytes::from_static(b"tail")] };
         sender.try_send(Outgoing::Message(frame)).unwrap();
         sender.try_send(Outgoing::End(Status::unavailable("later"))).unwrap();
         assert_eq!(next(&mut body).unwrap().into_data().unwrap(), "head");

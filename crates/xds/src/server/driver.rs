@@ -2,11 +2,13 @@
 
 use super::Shared;
 use super::body::Outgoing;
+use super::requests::Requests;
 use crate::codec::Message;
 use crate::metrics::{TypeLabel, VersionLabel, type_label, warming_label};
 use crate::registry::Registration;
 use crate::session::{Event, Options, Response, Session};
 use crate::source::{ConnectError, Connection, Observer, PeerInfo};
+use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use proto::google::protobuf::value::Kind;
 use proto::resource::Snapshot;
@@ -17,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::{debug, info, warn};
 
 /// Why a stream ends, other than by the client closing it.
@@ -68,7 +70,7 @@ pub(crate) async fn run<M: Message>(
     shared: Arc<Shared>,
     peer: PeerInfo,
     draining: CancellationToken,
-    requests: Streaming<M>,
+    requests: Requests<M>,
     responses: mpsc::Sender<Outgoing>,
 ) {
     let closed = responses.clone();
@@ -95,7 +97,7 @@ pub(crate) async fn run<M: Message>(
 async fn serve<M: Message>(
     shared: &Arc<Shared>,
     peer: PeerInfo,
-    mut requests: Streaming<M>,
+    mut requests: Requests<M>,
     responses: &mpsc::Sender<Outgoing>,
 ) -> Result<(), StreamError> {
     let patience = shared.config.first_request_timeout;
@@ -115,7 +117,7 @@ struct Driver {
     shared: Arc<Shared>,
     node_id: String,
     version: VersionLabel,
-    session: Session,
+    session: Arc<Mutex<Session>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     observer: Box<dyn Observer>,
     responses: mpsc::Sender<Outgoing>,
@@ -126,7 +128,7 @@ struct Driver {
 impl Driver {
     fn start<M: Message>(
         shared: Arc<Shared>,
-        node: Node,
+        mut node: Node,
         peer: PeerInfo,
         connection: Connection,
         responses: mpsc::Sender<Outgoing>,
@@ -139,19 +141,22 @@ impl Driver {
         let snapshot = snapshots.borrow_and_update().clone();
         let encoder = shared.encoder.clone();
         let session = Session::new(M::PROTOCOL, options, encoder, stream, snapshot, now.into_std());
+        let session = Arc::new(Mutex::new(session));
 
         let version = VersionLabel { version: istio_version(&node) };
         shared.metrics.connected.get_or_create(&version).inc();
         info!(proxy = node.id, stream, protocol = ?M::PROTOCOL, "proxy connected");
         let node_id = node.id.clone();
-        let registration = shared.registry.enter(stream, node, peer, M::PROTOCOL, session.status());
+        // Every Envoy lists some hundred. They were looked at when it connected; nobody asks for them again.
+        node.extensions = Vec::new();
+        let registration = shared.registry.enter(stream, node, peer, M::PROTOCOL, session.clone());
         Self { shared, node_id, version, session, snapshots, observer, responses, registration, stuck: 0 }
     }
 
-    async fn run<M: Message>(&mut self, requests: &mut Streaming<M>) -> Result<(), StreamError> {
+    async fn run<M: Message>(&mut self, requests: &mut Requests<M>) -> Result<(), StreamError> {
         let mut shutdown = self.shared.shutdown.clone();
         loop {
-            let deadline = self.session.next_deadline().map(Instant::from_std);
+            let deadline = self.session.lock().next_deadline().map(Instant::from_std);
             // Requests first: an answer may make room for what a snapshot brings.
             tokio::select! {
                 biased;
@@ -164,12 +169,12 @@ impl Driver {
                     changed.map_err(|_| StreamError::NoSource)?;
                     let snapshot = self.snapshots.borrow_and_update().clone();
                     let started = Instant::now();
-                    self.session.on_snapshot(snapshot, started.into_std());
+                    self.session.lock().on_snapshot(snapshot, started.into_std());
                     self.flush(started).await?;
                 }
                 () = at(deadline) => {
                     let started = Instant::now();
-                    self.session.on_timer(started.into_std());
+                    self.session.lock().on_timer(started.into_std());
                     self.flush(started).await?;
                 }
             }
@@ -180,7 +185,7 @@ impl Driver {
         let started = Instant::now();
         let type_url = message.type_url().to_owned();
         match message.into_request() {
-            Some(request) => self.session.on_request(request, started.into_std()),
+            Some(request) => self.session.lock().on_request(request, started.into_std()),
             None => debug!(proxy = self.node_id, type_url, "request for a type that is not served"),
         }
         self.flush(started).await
@@ -188,14 +193,19 @@ impl Driver {
 
     /// Writes what the session has to say, and tells the others.
     async fn flush(&mut self, started: Instant) -> Result<(), StreamError> {
-        let responses = self.session.take_responses();
-        let events = self.session.take_events();
+        let (responses, events, stuck) = {
+            let mut session = self.session.lock();
+            (session.take_responses(), session.take_events(), session.stuck_count())
+        };
         for event in &events {
             self.report(event);
             self.observer.observe(event);
         }
         if !responses.is_empty() || !events.is_empty() {
-            self.publish_status();
+            self.registration.update();
+            let stuck = i64::try_from(stuck).unwrap_or(i64::MAX);
+            self.shared.metrics.stuck_clusters.inc_by(stuck - self.stuck);
+            self.stuck = stuck;
         }
         let prepared = started.elapsed();
         for response in responses {
@@ -277,14 +287,6 @@ impl Driver {
                 metrics.unknown_nonces.get_or_create(&type_label(*kind)).inc();
             }
         }
-    }
-
-    fn publish_status(&mut self) {
-        let status = self.session.status();
-        let stuck = i64::try_from(status.stuck.len()).unwrap_or(i64::MAX);
-        self.shared.metrics.stuck_clusters.inc_by(stuck - self.stuck);
-        self.stuck = stuck;
-        self.registration.update(status);
     }
 }
 

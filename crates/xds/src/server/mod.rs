@@ -8,6 +8,7 @@
 
 mod body;
 mod driver;
+mod requests;
 mod service;
 
 pub use service::AdsService;
@@ -17,8 +18,6 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::session::Options;
 use crate::source::SnapshotSource;
-use prost_reflect::{DescriptorPool, FileDescriptor};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -53,7 +52,7 @@ impl Config {
         Self {
             session: Options::STANDARD,
             identifier: identifier.into(),
-            cache_bytes: 32 << 20,
+            cache_bytes: 8 << 20,
             max_request_bytes: 4 << 20,
             max_streams: 100_000,
             send_timeout: Duration::from_secs(60),
@@ -157,7 +156,7 @@ impl Server {
         self.health.set_serving::<AdsService>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        let descriptors = service_descriptors();
+        let descriptors = proto::descriptors_of(<AdsService as tonic::server::NamedService>::NAME);
         let reflection = reflection
             .register_encoded_file_descriptor_set(&descriptors)
             .build_v1()
@@ -184,31 +183,5 @@ impl Server {
         };
         serve::serve(listener, serve::Transport::Plain, routes, config, metrics, stopped).await;
         Ok(())
-    }
-}
-
-/// Returns the encoded descriptors of the discovery service and all that they refer to. The whole Envoy API would
-/// take a hundred times the memory.
-fn service_descriptors() -> Vec<u8> {
-    fn collect(file: &FileDescriptor, files: &mut BTreeMap<String, FileDescriptor>) {
-        if files.insert(file.name().to_owned(), file.clone()).is_none() {
-            for dependency in file.dependencies() {
-                collect(&dependency, files);
-            }
-        }
-    }
-    let mut files = BTreeMap::new();
-    let name = <AdsService as tonic::server::NamedService>::NAME;
-    if let Some(service) = proto::pool().get_service_by_name(name) {
-        collect(&service.parent_file(), &mut files);
-    }
-    let mut pool = DescriptorPool::new();
-    let protos = files.values().map(|file| file.file_descriptor_proto().clone());
-    match pool.add_file_descriptor_protos(protos) {
-        Ok(()) => pool.encode_to_vec(),
-        Err(error) => {
-            tracing::error!(%error, "the discovery service cannot be described");
-            Vec::new()
-        }
     }
 }

@@ -1,19 +1,18 @@
 //! The aggregated discovery service, as a tower service that writes shared frames.
 
 use super::body::{FrameBody, Outgoing};
+use super::requests::Requests;
 use super::{Shared, driver};
 use crate::codec::Message;
 use crate::source::PeerInfo;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use std::convert::Infallible;
 use std::future::{Ready, ready};
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::codec::{DecodeBuf, Decoder};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 /// How many messages may wait for the client to read. More would only be older than what could be sent instead.
 const WAITING: usize = 2;
@@ -40,7 +39,7 @@ impl AdsService {
         let (parts, body) = request.into_parts();
         let (peer, draining) = peer_of(parts.extensions);
         let limit = self.shared.config.max_request_bytes;
-        let requests = Streaming::new_request(MessageDecoder::<M>(PhantomData), body, None, Some(limit));
+        let requests = Requests::<M>::new(body, limit);
         let (sender, receiver) = mpsc::channel::<Outgoing>(WAITING);
         let shared = self.shared.clone();
         tokio::spawn(async move {
@@ -87,16 +86,4 @@ fn peer_of(extensions: http::Extensions) -> (PeerInfo, CancellationToken) {
         extensions: Arc::new(extensions),
     };
     (info, peer.map(|peer| peer.draining()).unwrap_or_default())
-}
-
-struct MessageDecoder<M>(PhantomData<M>);
-
-impl<M: Message> Decoder for MessageDecoder<M> {
-    type Item = M;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        let message = M::decode(buffer);
-        message.map(Some).map_err(|error| Status::invalid_argument(format!("malformed request: {error}")))
-    }
 }

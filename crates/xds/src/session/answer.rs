@@ -1,6 +1,6 @@
 //! Acknowledgements and rejections.
 
-use super::channel::{Changes, Channel, Sent};
+use super::channel::{Channel, Sent};
 use super::{Answer, Event, Protocol, Session};
 use proto::resource::{Resource, ResourceType};
 use std::collections::btree_map::Entry;
@@ -26,12 +26,17 @@ impl Session {
 
     fn accept(&mut self, kind: ResourceType, seq: u64, settled: Vec<Sent>, now: Instant) {
         let took = settled.first().map(|sent| now.saturating_duration_since(sent.at));
+        let snapshot = self.snapshot.clone();
+        let (channel, set) = (self.channel_mut(kind), snapshot.of(kind));
+        let whole = channel.accept_first(&settled, set) || channel.accept_updates(&settled, set);
         for sent in &settled {
-            for (name, change) in &sent.changes {
-                self.take_up(kind, name, change.as_ref());
-                if kind == ResourceType::ClusterLoadAssignment && change.is_some() {
-                    self.warmth.assigned(name, sent.seq);
+            if !whole {
+                for (name, change) in &sent.changes {
+                    self.take_up(kind, name, change.as_ref());
                 }
+            }
+            if kind == ResourceType::ClusterLoadAssignment {
+                self.warmth.assigned(&sent.changes, sent.seq);
             }
         }
         let channel = self.channel_mut(kind);
@@ -60,11 +65,11 @@ impl Session {
             self.warmth.warmed_up_to(seq);
         }
         self.warmth.weigh(&self.channels[ResourceType::Secret as usize].acked);
-        let mut changes = Changes::new();
-        for mut sent in settled {
-            changes.append(&mut sent.changes);
-        }
-        self.events.push(Event::Acked { kind, changes, took });
+        let changes = settled.into_iter().map(|sent| sent.changes).reduce(|mut changes, mut later| {
+            changes.append(&mut later);
+            changes
+        });
+        self.events.push(Event::Acked { kind, changes: changes.unwrap_or_default(), took });
     }
 
     /// Notes that the client has a form of a resource, or none.

@@ -230,11 +230,90 @@ impl Channel {
         self.outstanding.back().is_some_and(|sent| now < sent.at + timeout)
     }
 
-    pub(crate) fn record(&mut self, sent: Sent) {
-        for name in sent.changes.keys() {
-            self.owed.remove(name);
-            self.suspects.remove(name);
+    /// Whether the client can have nothing of this type: it neither brought anything along nor was sent anything that
+    /// still counts.
+    fn is_untouched(&self) -> bool {
+        self.acked.is_empty()
+            && self.outstanding.is_empty()
+            && self.claimed.is_empty()
+            && self.quarantine.is_empty()
+            && self.perhaps.is_empty()
+            && self.suspects.is_empty()
+            && self.doubtful.is_empty()
+    }
+
+    /// Returns what a client that has nothing is to be sent first: everything that it wants and `set` has. Nothing if
+    /// each name has to be looked at. A thousand clients that start at once are what this is for.
+    pub(crate) fn first_changes(&self, set: &ResourceSet) -> Option<Changes> {
+        if !self.is_untouched() {
+            return None;
         }
+        let change = |(name, resource): (&Arc<str>, &Arc<Resource>)| (name.clone(), Some(resource.clone()));
+        if self.wildcard {
+            return self.owed.is_empty().then(|| set.iter().map(change).collect());
+        }
+        let wanted = &self.owed;
+        if wanted.len() * 4 < set.len() || !self.dirty.is_subset(wanted) {
+            return None;
+        }
+        // Both are sorted.
+        let mut wanted = wanted.iter().peekable();
+        let is_wanted = |(name, _): &(&Arc<str>, &Arc<Resource>)| {
+            while wanted.next_if(|wanted| wanted < name).is_some() {}
+            wanted.next_if(|wanted| wanted == name).is_some()
+        };
+        Some(set.iter().filter(is_wanted).map(change).collect())
+    }
+
+    /// Takes up the first response that the client acknowledges, if that makes it have exactly what `set` has. Returns
+    /// whether it did; otherwise each name has to be looked at.
+    pub(crate) fn accept_first(&mut self, settled: &[Sent], set: &ResourceSet) -> bool {
+        let [Sent { changes, .. }] = settled else { return false };
+        let is_whole = self.is_untouched()
+            && changes.len() == set.len()
+            && changes.iter().zip(set).all(|((name, change), (known, resource))| {
+                name == known && change.as_ref().is_some_and(|change| Arc::ptr_eq(change, resource))
+            })
+            && (self.wildcard || (self.names.len() == set.len() && self.names.keys().eq(set.keys())));
+        if is_whole {
+            self.acked = set.clone();
+        }
+        is_whole
+    }
+
+    /// Takes up new forms of resources, if with these the client has exactly what `set` has. Returns whether it did;
+    /// otherwise each name has to be looked at. `set` differs from what the client had in little, which costs no more.
+    pub(crate) fn accept_updates(&mut self, settled: &[Sent], set: &ResourceSet) -> bool {
+        let [Sent { changes, .. }] = settled else { return false };
+        let is_plain = self.kind != ResourceType::Listener
+            && self.acked.len() == set.len()
+            && self.claimed.is_empty()
+            && self.perhaps.is_empty()
+            && self.quarantine.is_empty();
+        if !is_plain {
+            return false;
+        }
+        let mut updates = 0;
+        for difference in self.acked.diff(set) {
+            let imbl::ordmap::DiffItem::Update { new: (name, resource), .. } = difference else {
+                return false;
+            };
+            let change = changes.get(name).and_then(Option::as_ref);
+            if !change.is_some_and(|change| Arc::ptr_eq(change, resource)) {
+                return false;
+            }
+            updates += 1;
+        }
+        if updates != changes.len() {
+            return false;
+        }
+        self.acked = set.clone();
+        true
+    }
+
+    pub(crate) fn record(&mut self, sent: Sent) {
+        subtract(&mut self.owed, &sent.changes);
+        subtract(&mut self.suspects, &sent.changes);
         self.answer_due = false;
         self.sent_seq = sent.seq;
         self.sent_version.clone_from(&sent.version);
@@ -285,6 +364,17 @@ impl Channel {
             && self.acked.diff(set).next().is_none()
         {
             self.acked = set.clone();
+        }
+    }
+}
+
+/// Removes the names of `changes` from `names`.
+pub(crate) fn subtract(names: &mut BTreeSet<Arc<str>>, changes: &Changes) {
+    if names.len() == changes.len() && names.iter().eq(changes.keys()) {
+        names.clear();
+    } else if !names.is_empty() {
+        for name in changes.keys() {
+            names.remove(name);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Make and Break: clusters, and the endpoints and secrets that they warm with.
 
-use super::channel::{Changes, Desired};
+use super::channel::{Changes, Desired, subtract};
 use super::{Protocol, Session};
 use proto::resource::ResourceType;
 use std::collections::BTreeSet;
@@ -16,9 +16,12 @@ impl Session {
         if !due || self.waits_for_answer(kind, now) || self.set_incomplete(kind) {
             return;
         }
-        let (mut changes, mut removals) = (Changes::new(), Changes::new());
+        let mut changes = channel.first_changes(&self.snapshot.clusters).unwrap_or_default();
+        let mut removals = Changes::new();
+        let mut candidates = self.candidates(kind);
+        subtract(&mut candidates, &changes);
         let (mut settled, mut absent) = (Vec::new(), Vec::new());
-        for name in self.candidates(kind) {
+        for name in candidates {
             match channel.desired(&self.snapshot, &name) {
                 Desired::Is(cluster) if channel.differs(cluster) => {
                     changes.insert(name, Some(cluster.clone()));
@@ -87,9 +90,11 @@ impl Session {
             _ => BTreeSet::new(),
         };
         let channel = self.channel(kind);
-        let mut changes = Changes::new();
+        let mut changes = channel.first_changes(self.snapshot.of(kind)).unwrap_or_default();
         let mut settled = Vec::new();
-        for name in self.candidates(kind) {
+        let mut candidates = self.candidates(kind);
+        subtract(&mut candidates, &changes);
+        for name in candidates {
             if (blocked || waiting.contains(&name)) && !channel.owed.contains(&name) {
                 continue;
             }
@@ -121,9 +126,7 @@ impl Session {
         if changes.is_empty() && !self.channel(kind).answer_due {
             return;
         }
-        for name in changes.keys() {
-            self.channel_mut(kind).dirty.remove(name);
-        }
+        subtract(&mut self.channel_mut(kind).dirty, &changes);
         self.send(kind, changes, now);
     }
 

@@ -293,6 +293,9 @@ impl Session {
         let mut references_changed = false;
         for channel in &mut self.channels {
             let (old, new) = (previous.of(channel.kind), self.snapshot.of(channel.kind));
+            if old.ptr_eq(new) {
+                continue;
+            }
             for difference in old.diff(new) {
                 let (name, removed) = match difference {
                     imbl::ordmap::DiffItem::Add(name, _) => (name, false),
@@ -326,26 +329,37 @@ impl Session {
 
     /// Returns when [`on_timer`](Self::on_timer) has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let mut deadlines: Vec<Instant> = self.warmth.deadlines(&self.options).collect();
-        deadlines.extend(self.absences.deadlines(self.options.absence_grace));
-        deadlines.extend(self.waiting.deadlines(self.options.endpoint_grace));
+        let mut next = None;
+        // What was due by the last call has been dealt with.
+        let mut consider = |deadline: Instant| {
+            if deadline > self.now && next.is_none_or(|next| deadline < next) {
+                next = Some(deadline);
+            }
+        };
+        self.warmth.deadlines(&self.options).for_each(&mut consider);
+        self.absences.deadlines(self.options.absence_grace).for_each(&mut consider);
+        self.waiting.deadlines(self.options.endpoint_grace).for_each(&mut consider);
         for channel in &self.channels {
             let waits = !channel.dirty.is_empty() || !channel.suspects.is_empty() || channel.answer_due;
-            if waits || channel.kind == ResourceType::Cluster {
-                deadlines
-                    .extend(channel.outstanding.back().map(|sent| sent.at + self.options.answer_timeout));
+            if (waits || channel.kind == ResourceType::Cluster)
+                && let Some(sent) = channel.outstanding.back()
+            {
+                consider(sent.at + self.options.answer_timeout);
             }
         }
         if !self.channel(ResourceType::Cluster).dirty.is_empty() {
-            deadlines.extend(self.draining.iter().filter_map(|draining| draining.until));
+            self.draining.iter().filter_map(|draining| draining.until).for_each(&mut consider);
             if self.reconnected {
-                deadlines.push(self.started + LISTENERS_EXPECTED);
-                deadlines.extend(self.listeners_warm_since.map(|since| since + self.options.drain_time));
+                consider(self.started + LISTENERS_EXPECTED);
+                if let Some(since) = self.listeners_warm_since {
+                    consider(since + self.options.drain_time);
+                }
             }
         }
-        deadlines.extend(self.clusters_missed_since.map(|since| since + self.options.answer_timeout));
-        // What was due by the last call has been dealt with.
-        deadlines.into_iter().filter(|deadline| *deadline > self.now).min()
+        if let Some(since) = self.clusters_missed_since {
+            consider(since + self.options.answer_timeout);
+        }
+        next
     }
 
     /// Takes the responses to be written, in order.

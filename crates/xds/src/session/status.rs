@@ -85,6 +85,11 @@ impl Session {
         }
     }
 
+    /// Returns how many clusters keep the client from answering.
+    pub fn stuck_count(&self) -> usize {
+        self.warmth.stuck_count()
+    }
+
     fn channel_status(&self, kind: ResourceType) -> ChannelStatus {
         let channel = self.channel(kind);
         let state = match &channel.error {

@@ -113,13 +113,19 @@ impl Session {
                 channel.forget(name);
             }
         }
-        for name in added {
-            channel.names.insert(name.clone(), revision);
-            channel.owed.insert(name.clone());
-            channel.answer_due |= complete;
+        channel.answer_due |= complete && !added.is_empty();
+        if channel.names.is_empty() && channel.owed.is_empty() {
+            // Of a sorted list, maps are made at once.
+            channel.names = added.iter().map(|name| (name.clone(), revision)).collect();
+            channel.owed = added.iter().cloned().collect();
+        } else {
+            channel.names.extend(added.iter().map(|name| (name.clone(), revision)));
+            channel.owed.extend(added.iter().cloned());
         }
         if channel.wildcard && !was_wildcard {
-            channel.dirty.extend(snapshot.of(kind).keys().cloned());
+            let mut all: BTreeSet<Arc<str>> = snapshot.of(kind).keys().cloned().collect();
+            all.append(&mut channel.dirty);
+            channel.dirty = all;
             channel.answer_due = true;
         }
         if was_wildcard && !channel.wildcard {

@@ -162,7 +162,15 @@ impl Session {
     /// clusters which cannot be used yet.
     fn route_form(&self, route: &Arc<Resource>, absent: &mut Vec<Arc<str>>) -> Form {
         let needed = &route.needs().clusters;
-        let all_ready = || needed.iter().all(|cluster| self.cluster_ready(cluster));
+        let clusters = self.channel(ResourceType::Cluster);
+        // The rule: it has what the snapshot has, and all of it is warm. Then there is no need to look at each.
+        let settled = clusters.outstanding.is_empty()
+            && clusters.acked.ptr_eq(&self.snapshot.clusters)
+            && !self.warmth.holds_back_any();
+        let ready = |cluster| {
+            (settled && self.snapshot.clusters.contains_key(cluster)) || self.cluster_ready(cluster)
+        };
+        let all_ready = || needed.iter().all(ready);
         if !self.gated() || (!self.endpoints_are_owed() && all_ready()) {
             return Form::Send(route.clone());
         }
@@ -199,18 +207,20 @@ impl Session {
         let shared_ready = self.unit_ready(&shared, shared_before, absent);
         let hosts = route.virtual_hosts().unwrap_or_default();
         let (mut held, mut mixed) = (Vec::new(), Vec::new());
-        for host in hosts {
-            let earlier = before.iter().find(|before| before.name == host.name);
+        for (index, host) in hosts.iter().enumerate() {
+            // Mostly in the same place.
+            let same = |before: &&VirtualHostFragment| before.name == host.name;
+            let earlier = before.get(index).filter(same).or_else(|| before.iter().find(same));
             let names = match earlier {
                 _ if acked.is_none() => Before::Nothing,
                 Some(earlier) => Before::Names(&earlier.clusters),
                 None => Before::Others,
             };
             if self.unit_ready(&host.clusters, names, absent) {
-                mixed.push(host.clone());
+                mixed.push(host);
             } else {
                 held.push(host);
-                mixed.extend(earlier.cloned());
+                mixed.extend(earlier);
             }
         }
         if shared_ready && held.is_empty() {
@@ -220,11 +230,14 @@ impl Session {
             return Form::Hold;
         }
         // In the order of the new form: one that changes nothing but what is held back is equal to the one before.
-        let form = route.with_virtual_hosts(mixed);
+        let names: Vec<&str> = held.iter().map(|host| &*host.name).collect();
+        let form = self.encoder.held_back(route, acked, &names, || {
+            route.with_virtual_hosts(mixed.into_iter().cloned().collect())
+        });
         if self.channel(ResourceType::RouteConfiguration).is_quarantined(route.name(), form.version()) {
             return Form::Hold;
         }
-        Form::Send(self.encoder.intern(form))
+        Form::Send(form)
     }
 
     fn wait_for_absent(&mut self, absent: Vec<Arc<str>>, now: Instant) {

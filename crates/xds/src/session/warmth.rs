@@ -3,8 +3,9 @@
 //! Only clusters without evidence are kept here. Whatever else was sent is usable.
 
 use super::Options;
+use super::channel::Changes;
 use proto::resource::{Resource, ResourceSet, Warming};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ pub(crate) struct Cold {
     /// must not hold back its routes for ever.
     pub(crate) since: Instant,
     /// Those of its assignments that were sent after it and acknowledged.
-    assignments: BTreeSet<Arc<str>>,
+    assignments: Vec<Arc<str>>,
     /// Its grace is over: routes no longer wait for it.
     pub(crate) released: bool,
     /// It was reported as stuck.
@@ -48,7 +49,7 @@ impl Warmth {
             cluster: cluster.clone(),
             seq,
             since,
-            assignments: BTreeSet::new(),
+            assignments: Vec::new(),
             released: false,
             stuck: false,
         });
@@ -64,6 +65,11 @@ impl Warmth {
     /// Whether routes have to wait for the cluster.
     pub(crate) fn holds_back(&self, name: &str) -> bool {
         self.cold.get(name).is_some_and(|cold| !cold.released)
+    }
+
+    /// Whether routes have to wait for any cluster.
+    pub(crate) fn holds_back_any(&self) -> bool {
+        self.cold.values().any(|cold| !cold.released)
     }
 
     /// Everything sent up to `seq` has warmed.
@@ -87,11 +93,20 @@ impl Warmth {
         released
     }
 
-    /// Notes an acknowledged assignment that was sent as `seq`.
-    pub(crate) fn assigned(&mut self, name: &Arc<str>, seq: u64) {
-        for cold in self.cold.values_mut() {
-            if cold.seq < seq && cold.cluster.needs().assignments.contains(name) {
-                cold.assignments.insert(name.clone());
+    /// Notes the assignments of a response that was sent as `seq` and acknowledged. A client that starts acknowledges all
+    /// at once, so both sides are gone through in order: a cluster is mostly named like its assignment.
+    pub(crate) fn assigned(&mut self, changes: &Changes, seq: u64) {
+        let mut named =
+            changes.iter().filter(|(_, change)| change.is_some()).map(|(name, _)| name).peekable();
+        for (cluster, cold) in self.cold.iter_mut().filter(|(_, cold)| cold.seq < seq) {
+            while named.next_if(|name| *name < cluster).is_some() {}
+            let same = named.next_if(|name| *name == cluster);
+            for wanted in &cold.cluster.needs().assignments {
+                let has = same == Some(wanted)
+                    || (wanted != cluster && changes.get(wanted).is_some_and(Option::is_some));
+                if has && !cold.assignments.contains(wanted) {
+                    cold.assignments.push(wanted.clone());
+                }
             }
         }
     }
@@ -101,7 +116,7 @@ impl Warmth {
         self.cold.retain(|_, cold| {
             let needs = cold.cluster.needs();
             cold.cluster.warming() != Warming::Assignment
-                || !needs.assignments.is_subset(&cold.assignments)
+                || !needs.assignments.iter().all(|name| cold.assignments.contains(name))
                 || !needs.secrets.iter().all(|secret| secrets.contains_key(secret))
         });
     }
@@ -133,6 +148,11 @@ impl Warmth {
     /// Returns the clusters that were reported as stuck and still are.
     pub(crate) fn stuck(&self) -> Vec<Arc<str>> {
         self.cold.iter().filter(|(_, cold)| cold.stuck).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Returns how many of them there are.
+    pub(crate) fn stuck_count(&self) -> usize {
+        self.cold.values().filter(|cold| cold.stuck).count()
     }
 
     /// Returns when the next grace ends.
