@@ -1,7 +1,7 @@
 //! Starts and stops real parts for tests.
 //!
 //! ```text
-//! Etcd ◀── ApiServer ◀── ControllerManager        Envoy ──▶ HttpEcho · TcpEcho
+//! Etcd ◀── ApiServer ◀── ControllerManager        Envoy ──▶ HttpEcho · TcpEcho        EndpointWatch
 //! ```
 //!
 //! Every part has a loopback address of its own (see [`loopback`]), free ports, and a temporary folder for its data
@@ -12,6 +12,7 @@
 //! runs in the test itself; the stand-in apps have a runtime of their own and are never starved.
 
 pub mod echo;
+pub mod endpoint_watch;
 pub mod envoy;
 pub mod http;
 pub mod isolation;
@@ -29,6 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use echo::{HttpEcho, TcpEcho};
+pub use endpoint_watch::EndpointWatch;
 pub use envoy::Envoy;
 pub use kubernetes::{ApiServer, ApiServerOptions, ControllerManager, Etcd, Kubectl};
 pub use sds::SecretServer;

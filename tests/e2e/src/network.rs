@@ -8,9 +8,9 @@
 //! | `127.N.254.1` | the gateway |
 //! | `127.N.255.1` | weftd |
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 /// The networks there are. Higher ones belong to the parts that `testkit` starts.
 const NETWORKS: std::ops::Range<u8> = 16..128;
@@ -66,6 +66,23 @@ impl Network {
     pub fn bind_gateways(&self, manifest: &str) -> String {
         let bind = format!("  servers:\n  - bind: {}\n    port:", self.ip(254, 1));
         manifest.replace("  servers:\n  - port:", &bind)
+    }
+}
+
+/// Returns an address of this machine that is not a loopback address: Kubernetes takes those for no endpoints.
+///
+/// # Errors
+///
+/// If it has none.
+pub fn machine_address() -> anyhow::Result<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
+    // Nothing is sent: this only asks which address would be used.
+    socket
+        .connect((Ipv4Addr::new(203, 0, 113, 1), 9))
+        .context("no address but loopback, which Kubernetes does not take as an endpoint")?;
+    match socket.local_addr().context("a socket has an address")?.ip() {
+        IpAddr::V4(address) if !address.is_loopback() => Ok(address),
+        other => bail!("{other} cannot be the address of pods"),
     }
 }
 

@@ -48,6 +48,7 @@ fn edits_by_kubectl_fail_no_request_and_nothing_is_lost_while_the_api_server_is_
     let options = Options { seed: 1, clients: 2 };
     let mut rollout = Rollout::start(Cluster::new(&server).unwrap(), &options).unwrap();
 
+    let responses = rollout.watch_responses().unwrap();
     let (never_empty, stop) = (rollout.never_empty(), AtomicBool::new(false));
     let watch = || {
         let mut probes = 0;
@@ -72,11 +73,16 @@ fn edits_by_kubectl_fail_no_request_and_nothing_is_lost_while_the_api_server_is_
     rollout.settle().unwrap();
     rollout.ensure_nothing_is_left().unwrap();
     assert!(rollout.failures().is_empty(), "{}", rollout.report());
+    let responses = responses.check().unwrap_or_else(|error| panic!("{error:#}\n{}", rollout.log()));
     let (network, arguments) = (Network::claim().unwrap(), rollout.target().weftd_arguments());
     let weftd = Weftd::start_with(&network, &arguments).unwrap();
     rollout.ensure_same_from_scratch(&proxy::start_gateway(weftd.grpc()).unwrap()).unwrap();
-    println!("{} requests, 0 failed, {probes} probes; {}", rollout.requests(), rollout.settling());
-    assert!(rollout.requests() > 1_000 && probes > 100);
+    println!(
+        "{} requests, 0 failed, {probes} probes, {responses} responses; {}",
+        rollout.requests(),
+        rollout.settling()
+    );
+    assert!(rollout.requests() > 1_000 && probes > 100 && responses > 20);
 }
 
 /// Kills the API server a moment after an edit, and goes on with edits while it starts again.

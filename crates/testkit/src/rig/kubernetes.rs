@@ -327,12 +327,18 @@ pub struct ControllerManager {
 impl ControllerManager {
     /// Starts it on an API server and waits until it is at work: the default namespace has its ServiceAccount.
     pub fn start(server: &ApiServer) -> Result<Self, RigError> {
+        Self::start_with(server, &[])
+    }
+
+    /// As [`ControllerManager::start`], with further arguments.
+    pub fn start_with(server: &ApiServer, arguments: &[&str]) -> Result<Self, RigError> {
         let scratch = Scratch::new("controller-manager")?;
         let mut command = Command::new(tools::kube_controller_manager()?);
         command.arg("--kubeconfig").arg(server.kubeconfig());
         command.arg("--service-account-private-key-file").arg(server.token_key());
         command.arg("--root-ca-file").arg(&server.files.authority);
         command.args(["--use-service-account-credentials=true", "--leader-elect=false", "--secure-port=0"]);
+        command.args(arguments);
         let log = scratch.path().join("controller-manager.log");
         let process = Process::spawn("kube-controller-manager", command, log)?;
         let account = Request::get("/api/v1/namespaces/default/serviceaccounts/default");

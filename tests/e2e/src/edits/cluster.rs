@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use testkit::rig::{ApiServer, Kubectl};
 
 use super::manifests::is_slice;
 use super::{Change, Pod, Random, Target, all_pods};
-use crate::network::Network;
+use crate::network::{Network, machine_address};
 
 /// Where the ports of pods begin: below those that the system gives to clients.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -45,7 +45,7 @@ impl Cluster {
     ///
     /// If the machine has no address, or the API server refuses the pods.
     pub fn new(server: &ApiServer) -> anyhow::Result<Self> {
-        let pods = own_address()?;
+        let pods = machine_address()?;
         let cluster = Self {
             network: Network::claim()?,
             kubectl: server.kubectl_of_admin(),
@@ -108,19 +108,6 @@ impl Target for Cluster {
             self.kubectl(verb, &manifests.join("---\n"))?;
         }
         Ok(())
-    }
-}
-
-/// Returns an address of this machine that is not a loopback address.
-fn own_address() -> anyhow::Result<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
-    // Nothing is sent: this only asks which address would be used.
-    socket
-        .connect((Ipv4Addr::new(203, 0, 113, 1), 9))
-        .context("no address but loopback, which Kubernetes does not take as an endpoint")?;
-    match socket.local_addr().context("a socket has an address")?.ip() {
-        IpAddr::V4(address) if !address.is_loopback() => Ok(address),
-        other => bail!("{other} cannot be the address of pods"),
     }
 }
 

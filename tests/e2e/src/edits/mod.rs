@@ -28,5 +28,5 @@ pub use load::{History, Load};
 pub use manifests::{all_pods, manifests};
 pub use mesh::{Edit, Mesh, Outcome, Pod};
 pub use random::Random;
-pub use rollout::{Options, Rollout};
+pub use rollout::{Options, ResponseWatch, Rollout};
 pub use target::{Change, Directory, Target};

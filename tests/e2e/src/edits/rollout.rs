@@ -1,12 +1,12 @@
 //! All that runs while edits are made.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use testkit::rig::Envoy;
+use testkit::rig::{EndpointWatch, Envoy};
 
 use super::load::{History, Load};
 use super::manifests::{is_slice, manifests};
@@ -255,6 +255,42 @@ impl<T: Target> Rollout<T> {
         }
     }
 
+    /// Starts a client of weftd that looks at every response about endpoints: none may leave a cluster without any, since
+    /// every service of every configuration has endpoints in each of its subsets.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn watch_responses(&self) -> anyhow::Result<ResponseWatch> {
+        let (history, started) = (self.history.clone(), Instant::now());
+        let empties: Arc<Mutex<Vec<String>>> = Arc::default();
+        let found = empties.clone();
+        let watch = EndpointWatch::start(self.weftd.grpc(), &proxy::gateway_node(), move |seen| {
+            if seen.endpoints == 0 && Mesh::is_own_cluster(&seen.name) {
+                let after = seen.at.duration_since(started);
+                let what = format!(
+                    "{} is empty in version {:?} of response {}, {after:?} after the start; {}",
+                    seen.name,
+                    seen.version,
+                    seen.nonce,
+                    history.recent()
+                );
+                found.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+            }
+        })?;
+        let wanted = self.mesh.clusters_with_endpoints();
+        eventually("endpoints of all clusters", crate::PATIENCE, || {
+            ensure!(
+                wanted.is_subset(&watch.names()),
+                "{:?} of {wanted:?}; {:?}",
+                watch.names(),
+                watch.ended()
+            );
+            Ok(())
+        })?;
+        Ok(ResponseWatch { watch, empties })
+    }
+
     /// Returns how many requests were sent.
     pub fn requests(&self) -> u64 {
         self.load.requests()
@@ -306,6 +342,27 @@ impl<T: Target> Rollout<T> {
             at(99).as_millis(),
             at(100).as_millis()
         )
+    }
+}
+
+/// A client that looks at every response about endpoints.
+#[derive(Debug)]
+pub struct ResponseWatch {
+    watch: EndpointWatch,
+    empties: Arc<Mutex<Vec<String>>>,
+}
+
+impl ResponseWatch {
+    /// Returns how many responses about endpoints it has seen.
+    ///
+    /// # Errors
+    ///
+    /// If one of them had a cluster without endpoints, or its stream has ended.
+    pub fn check(&self) -> anyhow::Result<u64> {
+        let empties = self.empties.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(empties.is_empty(), "{} responses without endpoints:\n{}", empties.len(), empties.join("\n"));
+        ensure!(self.watch.ended().is_none(), "{:?}", self.watch.ended());
+        Ok(self.watch.responses())
     }
 }
 
