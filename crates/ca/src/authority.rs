@@ -1,6 +1,7 @@
 //! The authority: what it may sign, and for how long.
 
 use crate::bundle::TrustBundle;
+use crate::certificate::Fingerprint;
 use crate::csr::Csr;
 use crate::issue::{self, BACKDATE, Issuer, Leaf, Name, Serial};
 use crate::key::{PublicKey, verification_algorithms};
@@ -202,6 +203,7 @@ impl Authority {
             serial: leaf.serial,
             validity: leaf.validity,
             material: Arc::clone(&self.material),
+            bundle: Arc::clone(&self.bundle),
             tail: Arc::clone(&self.tail),
         })
     }
@@ -249,6 +251,7 @@ pub struct IssuedChain {
     serial: Serial,
     validity: Validity,
     material: Arc<IssuerMaterial>,
+    bundle: Arc<TrustBundle>,
     tail: Arc<[String]>,
 }
 
@@ -277,6 +280,16 @@ impl IssuedChain {
     pub fn response(&self) -> Vec<String> {
         let leaf = pem::encode(pem::CERTIFICATE, &self.leaf);
         std::iter::once(leaf).chain(self.tail.iter().cloned()).collect()
+    }
+
+    /// Returns the root that it leads to.
+    pub fn root(&self) -> Fingerprint {
+        self.material.root()
+    }
+
+    /// Returns the roots that the answer comes with.
+    pub fn bundle(&self) -> &TrustBundle {
+        &self.bundle
     }
 
     /// Returns the serial number of the leaf.

@@ -1,5 +1,6 @@
 //! Readiness, metrics and debug pages.
 
+use crate::source::is_agent;
 use crate::sources::Sources;
 use crate::writer::WriterState;
 use anyhow::{Context as _, Result};
@@ -30,6 +31,8 @@ pub(crate) struct AdminState {
     push: Push,
     sessions: xds::Registry,
     metrics: Arc<Registry>,
+    /// How far the replacement of a root is; nothing if there is no authority.
+    rotation: Option<watch::Receiver<String>>,
     stopping: CancellationToken,
 }
 
@@ -40,9 +43,10 @@ impl AdminState {
         push: Push,
         sessions: xds::Registry,
         metrics: Registry,
+        rotation: Option<watch::Receiver<String>>,
         stopping: CancellationToken,
     ) -> Self {
-        Self { writer, sources, push, sessions, metrics: Arc::new(metrics), stopping }
+        Self { writer, sources, push, sessions, metrics: Arc::new(metrics), rotation, stopping }
     }
 }
 
@@ -63,6 +67,7 @@ pub(crate) async fn serve_monitoring(listener: TcpListener, state: AdminState) -
         .route("/debug/registryz", get(registryz))
         .route("/debug/sourcez", get(sourcez))
         .route("/debug/findingz", get(findingz))
+        .route("/debug/rotationz", get(rotationz))
         .with_state(state);
     axum::serve(listener, routes).await.context("the monitoring server ended")
 }
@@ -156,7 +161,9 @@ fn own_metrics(state: &AdminState) -> String {
 }
 
 async fn syncz(State(state): State<AdminState>) -> Json<Value> {
-    Json(state.sessions.sessions().iter().map(sync_status).collect())
+    // An agent's own stream is not a proxy.
+    let sessions = state.sessions.sessions();
+    Json(sessions.iter().filter(|session| !is_agent(&session.node)).map(sync_status).collect())
 }
 
 /// In the form that istioctl reads.
@@ -218,7 +225,7 @@ async fn config_dump(State(state): State<AdminState>, Query(query): Query<DumpQu
     };
     let is_it = |session: &SessionView| {
         let id = &session.node.id;
-        *id == wanted || id.split('~').nth(2) == Some(&wanted)
+        !is_agent(&session.node) && (*id == wanted || id.split('~').nth(2) == Some(&wanted))
     };
     let Some(session) = state.sessions.sessions().into_iter().rev().find(is_it) else {
         return (StatusCode::NOT_FOUND, format!("{wanted:?} is not connected\n")).into_response();
@@ -278,6 +285,14 @@ async fn registryz(State(state): State<AdminState>) -> Json<Value> {
 /// Shows how each source is doing.
 async fn sourcez(State(state): State<AdminState>) -> Json<Value> {
     Json(state.sources.states())
+}
+
+/// Shows how far the replacement of a root is.
+async fn rotationz(State(state): State<AdminState>) -> String {
+    match &state.rotation {
+        Some(progress) => progress.borrow().clone(),
+        None => "there is no certificate authority\n".to_owned(),
+    }
 }
 
 /// Shows what is to be said about objects.

@@ -3,14 +3,15 @@
 use crate::admin::{self, AdminState};
 use crate::args::{Args, LogArgs, LogFormat};
 use crate::mesh_file;
-use crate::secure::{SecretReaders, Secure};
-use crate::source::EngineSource;
+use crate::secure::Secure;
+use crate::source::{EngineSource, SecretSource};
 use crate::sources::Sources;
 use crate::state_dir::{self, StateDir};
 use crate::writer::{self, Writer, WriterState};
 use anyhow::{Context as _, Result, anyhow};
 use index::Settings;
 use prometheus_client::registry::Registry;
+use proto::resource::ResourceType;
 use push::Push;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
@@ -108,10 +109,12 @@ async fn serve(args: Args) -> Result<()> {
 
     let mut registry = Registry::default();
     let metrics = xds::Metrics::register(&mut registry);
+    // Streams of secrets alone are no proxies, so they are not counted as such.
+    let secret_metrics = xds::Metrics::register(registry.sub_registry_with_prefix("weft_sds"));
     let connection_metrics = serve::Metrics::register(&mut registry);
-    let secure = Secure::prepare(&args, &mut registry).await?;
+    let secure = Secure::prepare(&args, &mut registry, state.clone()).await?;
     let source = EngineSource {
-        secret_readers: secure.as_ref().map_or(SecretReaders::Everybody, Secure::secret_readers),
+        secrets: secure.as_ref().map(Secure::secrets),
         push: push.clone(),
         state: state.clone(),
         sources: started.sources.clone(),
@@ -119,10 +122,17 @@ async fn serve(args: Args) -> Result<()> {
         secrets_anywhere: args.server.insecure_plaintext_secrets,
     };
     let config = xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")));
-    let server = xds::Server::new(Arc::new(source), config, metrics);
+    let server = xds::Server::new(Arc::new(source), config.clone(), metrics);
     let stopping = CancellationToken::new();
-    let admin =
-        AdminState::new(state.clone(), started.sources, push, server.registry(), registry, stopping.clone());
+    let admin = AdminState::new(
+        state.clone(),
+        started.sources,
+        push,
+        server.registry(),
+        registry,
+        secure.as_ref().map(Secure::progress),
+        stopping.clone(),
+    );
     tasks.spawn(admin::serve_health(http, admin.clone()));
     tasks.spawn(admin::serve_monitoring(monitoring, admin));
     info!(grpc = %args.server.grpc_addr, http = %args.server.http_addr, monitoring = %args.server.monitoring_addr, "weftd is up");
@@ -131,9 +141,15 @@ async fn serve(args: Args) -> Result<()> {
     let limits = serve::Limits::standard(args.server.max_connections);
     let plain = serve::Config { drain_grace: grace, ..serve::Config::standard("plaintext", limits) };
     let mut secured = JoinSet::new();
+    let mut secret_server = None;
     if let Some(secure) = secure {
-        let routes = server.routes().await?;
-        secured.spawn(secure.serve(routes, state.clone(), connection_metrics.clone(), stopping.clone()));
+        let source = SecretSource { secrets: secure.secrets(), domain: args.mesh.domain.clone() };
+        let config = xds::Config { only: Some(ResourceType::Secret), ..config };
+        let secrets = xds::Server::new(Arc::new(source), config, secret_metrics);
+        let routes = server.routes().await?.add_service(secrets.secret_service());
+        secured.spawn(secure.serve(routes, connection_metrics.clone(), stopping.clone()));
+        // It lives as long as its streams may.
+        secret_server = Some(secrets);
     }
     let streams = server.serve(grpc, plain, &connection_metrics, stopping.clone().cancelled_owned());
     tokio::pin!(streams);
@@ -145,6 +161,9 @@ async fn serve(args: Args) -> Result<()> {
     }
     info!("stopping: not ready any more, ending streams");
     stopping.cancel();
+    if let Some(server) = &secret_server {
+        server.stop().await;
+    }
     // They wait for their streams, and no longer than the grace that they have.
     let (streams, _) = tokio::join!(streams, secured.join_all());
     streams.context("the xDS server ended")?;

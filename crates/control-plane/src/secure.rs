@@ -1,32 +1,42 @@
 //! The port that anybody may reach: TLS, authentication, certificates.
 //!
 //! ```text
-//! directory or Secret ─▶ authority::keep ══▶ Authority ─┬▶ keep_tls ═▶ ServerTls ─▶ serve
-//!                                                       └▶ CertificateService ─▶ Gate ──┘
-//! API server or file ──▶ tokens, index ─────────────────▶ authenticators ─────────┘
+//! directory or Secret ─▶ Keeper ══ Held ══▶ ┬▶ keep_tls ═▶ ServerTls ─▶ serve
+//!                          ▲ rotation        ├▶ CertificateService ─▶ Gate ──┘
+//!                          │                 └▶ Secrets ─▶ streams    ▲
+//!                        Proxies ◀── what is issued, what streams acknowledge
+//! API server or file ──▶ tokens, index ─────────────▶ authenticators ─┘
 //! ```
 
 mod authority;
 mod cluster;
 mod files;
+mod permissions;
+mod proxies;
+mod rotation;
+mod store;
+mod stream;
 
-pub(crate) use cluster::SecretReaders;
+pub(crate) use stream::{SecretObserver, Secrets, Served, without_secrets};
 
 use crate::args::{Args, SecureArgs};
 use crate::writer::WriterState;
 use anyhow::{Context as _, Result};
-use authority::{Held, Store};
-use ca::Policy;
+use authority::{Held, Keeper};
+use ca::{Authority, Policy};
 use identity::{
     Authenticator, CertificateAuthenticator, CertificateService, Clock, Gate, GateConfig, Identity,
     KeySource, Metrics, Nobody, Purpose, ServerTls, SigningPool, TokenAuthenticator, TokenConfig,
-    TokenReviewer, Trust, TrustDomains, WorkloadIndex,
+    TokenReviewer, Trust, TrustDomains, WorkloadIndex, WorkloadKeys,
 };
 use model::TrustDomain;
+use permissions::Permissions;
 use prometheus_client::registry::Registry;
+use proxies::Proxies;
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Duration;
+use store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -55,11 +65,23 @@ pub(crate) struct Secure {
     names: Vec<ServerName<'static>>,
     metrics: Metrics,
     clock: Clock,
+    state: watch::Receiver<WriterState>,
+    /// Where the authority is put.
+    holder: watch::Sender<Option<Held>>,
+    authorities: watch::Receiver<Option<Authority>>,
+    progress: watch::Sender<String>,
+    pool: SigningPool,
+    secrets: Secrets,
+    tasks: JoinSet<()>,
 }
 
 impl Secure {
     /// Takes the port. Returns nothing if there is no authority: without a cluster one has to be named.
-    pub(crate) async fn prepare(args: &Args, registry: &mut Registry) -> Result<Option<Self>> {
+    pub(crate) async fn prepare(
+        args: &Args,
+        registry: &mut Registry,
+        state: watch::Receiver<WriterState>,
+    ) -> Result<Option<Self>> {
         let has_cluster = args.source.config.is_none();
         if !has_cluster && args.secure.ca_dir.is_none() {
             info!("no certificates and no encrypted xDS: without a cluster these need --ca-dir");
@@ -86,36 +108,58 @@ impl Secure {
             drain_grace: args.server.shutdown_duration,
             ..serve::Config::standard("tls", limits)
         };
+        let (metrics, clock) = (Metrics::register(registry), identity::system_clock());
+        let (holder, held) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        let authorities = authorities(held.clone(), &mut tasks);
+        let pool = SigningPool::for_this_machine();
+        let keys = WorkloadKeys::new(authorities.clone(), pool.clone(), clock.clone(), metrics.clone());
+        let secrets = Secrets {
+            held,
+            keys,
+            index: world.index(state.clone(), &mut tasks),
+            permissions: world.permissions(),
+            proxies: Arc::new(Proxies::new(clock.clone())),
+            clock: clock.clone(),
+        };
         Ok(Some(Self {
             listener,
             args: args.secure.clone(),
             config,
             names: names(&args.source.namespace, &args.secure.secure_name, has_cluster)?,
             world,
-            metrics: Metrics::register(registry),
-            clock: identity::system_clock(),
+            metrics,
+            clock,
+            state,
+            holder,
+            authorities,
+            progress: watch::channel(String::new()).0,
+            pool,
+            secrets,
+            tasks,
         }))
     }
 
-    /// Returns who may have the Secrets of their namespace.
-    pub(crate) fn secret_readers(&self) -> SecretReaders {
-        match &self.world {
-            World::Files => SecretReaders::Everybody,
-            World::Cluster { client, .. } => SecretReaders::Ask(client.clone()),
-        }
+    /// Returns what secrets on streams are made of.
+    pub(crate) fn secrets(&self) -> Secrets {
+        self.secrets.clone()
+    }
+
+    /// Returns how far the replacement of a root is, for people.
+    pub(crate) fn progress(&self) -> watch::Receiver<String> {
+        self.progress.subscribe()
     }
 
     /// Serves `routes` and the certificate service until `stopping`, as soon as there is an authority.
     pub(crate) async fn serve(
-        self,
+        mut self,
         routes: Routes,
-        state: watch::Receiver<WriterState>,
         connections: serve::Metrics,
         stopping: CancellationToken,
     ) -> Result<()> {
-        let mut tasks = JoinSet::new();
+        let mut tasks = std::mem::take(&mut self.tasks);
         let (tls, gate) = tokio::select! {
-            ready = self.get_ready(routes, state, &mut tasks) => ready?,
+            ready = self.get_ready(routes, &mut tasks) => ready?,
             () = stopping.cancelled() => return Ok(()),
         };
         let Self { listener, config, .. } = self;
@@ -127,20 +171,18 @@ impl Secure {
         }
     }
 
-    async fn get_ready(
-        &self,
-        routes: Routes,
-        mut state: watch::Receiver<WriterState>,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<(ServerTls, Gate<Routes>)> {
-        let domains = trust_domains(&mut state).await?;
-        let mut held = self.hold_authority(&domains.own, tasks);
+    async fn get_ready(&self, routes: Routes, tasks: &mut JoinSet<()>) -> Result<(ServerTls, Gate<Routes>)> {
+        let domains = trust_domains(&mut self.state.clone()).await?;
+        self.hold_authority(&domains.own, tasks);
+        let mut held = self.holder.subscribe();
         let first = held.wait_for(Option::is_some).await.context("the authority is gone")?.clone();
         let held_first = first.context("there is an authority: waited for above")?;
+        // Those who sign hear of it a moment later.
+        let mut authorities = self.authorities.clone();
+        authorities.wait_for(Option::is_some).await.context("the authority is gone")?;
         let tls = self.first_tls(&held_first)?;
-        tasks.spawn(keep_tls(tls.clone(), self.names.clone(), held.clone(), self.clock.clone()));
-        let index = self.index(state, tasks);
-        let gate = self.gate(routes, &held, &domains, &tls, index, tasks)?;
+        tasks.spawn(keep_tls(tls.clone(), self.names.clone(), held, self.clock.clone()));
+        let gate = self.gate(routes, &domains, &tls)?;
         info!(
             address = %self.listener.local_addr()?, trust_domain = %domains.own,
             "encrypted xDS and certificates are served",
@@ -148,7 +190,7 @@ impl Secure {
         Ok((tls, gate))
     }
 
-    fn hold_authority(&self, domain: &TrustDomain, tasks: &mut JoinSet<()>) -> watch::Receiver<Option<Held>> {
+    fn hold_authority(&self, domain: &TrustDomain, tasks: &mut JoinSet<()>) {
         let policy = Policy {
             trust_domain: domain.clone(),
             default_ttl: self.args.workload_cert_ttl,
@@ -162,10 +204,16 @@ impl Secure {
             // Not without a directory: `prepare` has seen to that.
             (None, World::Files) => Store::Nowhere,
         };
-        let (sender, held) = watch::channel(None);
-        let (clock, metrics) = (self.clock.clone(), self.metrics.clone());
-        tasks.spawn(async move { authority::keep(store, policy, clock, metrics, sender).await });
-        held
+        let keeper = Keeper {
+            store,
+            policy,
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            proxies: self.secrets.proxies.clone(),
+            held: self.holder.clone(),
+            progress: self.progress.clone(),
+        };
+        tasks.spawn(keeper.keep());
     }
 
     fn first_tls(&self, held: &Held) -> Result<ServerTls> {
@@ -174,26 +222,8 @@ impl Secure {
         ServerTls::new(&identity, trust(held)?).context("cannot set up the secure port")
     }
 
-    fn index(&self, state: watch::Receiver<WriterState>, tasks: &mut JoinSet<()>) -> Arc<dyn WorkloadIndex> {
-        match &self.world {
-            World::Files => Arc::new(files::Everything { state }),
-            World::Cluster { client, .. } => {
-                let accounts = controllers::ServiceAccounts::default();
-                tasks.spawn(accounts.clone().follow(client.clone()));
-                Arc::new(cluster::ClusterIndex { state, accounts })
-            }
-        }
-    }
-
-    fn gate(
-        &self,
-        routes: Routes,
-        held: &watch::Receiver<Option<Held>>,
-        domains: &TrustDomains,
-        tls: &ServerTls,
-        index: Arc<dyn WorkloadIndex>,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<Gate<Routes>> {
+    fn gate(&self, routes: Routes, domains: &TrustDomains, tls: &ServerTls) -> Result<Gate<Routes>> {
+        let index = self.secrets.index.clone();
         let by_certificate = |purpose| -> Arc<dyn Authenticator> {
             let (trust, clock) = (tls.trust.clone(), self.clock.clone());
             Arc::new(CertificateAuthenticator::new(trust, domains.clone(), purpose, clock))
@@ -206,24 +236,14 @@ impl Secure {
             // Where both count, a token says more: it ends with its pod.
             fresh.insert(0, tokens);
         }
-        let (sender, authorities) = watch::channel(None);
-        let mut held = held.clone();
-        tasks.spawn(async move {
-            // The authority alone: the certificate service has no use for what else is held.
-            loop {
-                sender.send_replace(held.borrow_and_update().as_ref().map(|held| held.authority.clone()));
-                if held.changed().await.is_err() {
-                    return std::future::pending().await;
-                }
-            }
-        });
         let service = CertificateService::new(
-            authorities,
+            self.authorities.clone(),
             Arc::new(Nobody),
-            SigningPool::for_this_machine(),
+            self.pool.clone(),
             self.clock.clone(),
             self.metrics.clone(),
         );
+        let service = service.recorded_by(self.secrets.proxies.clone());
         let routes = routes.add_service(service.into_server());
         Ok(Gate::new(routes, GateConfig { proved, fresh }, self.metrics.clone()))
     }
@@ -263,6 +283,43 @@ impl Secure {
         };
         Ok(Some(Arc::new(TokenAuthenticator::new(config, self.metrics.clone()))))
     }
+}
+
+impl World {
+    fn index(&self, state: watch::Receiver<WriterState>, tasks: &mut JoinSet<()>) -> Arc<dyn WorkloadIndex> {
+        match self {
+            Self::Files => Arc::new(files::Everything { state }),
+            Self::Cluster { client, .. } => {
+                let accounts = controllers::ServiceAccounts::default();
+                tasks.spawn(accounts.clone().follow(client.clone()));
+                Arc::new(cluster::ClusterIndex { state, accounts })
+            }
+        }
+    }
+
+    fn permissions(&self) -> Permissions {
+        match self {
+            Self::Files => Permissions::Everybody,
+            Self::Cluster { client, .. } => Permissions::ask(client.clone()),
+        }
+    }
+}
+
+/// Returns the authority alone: those who sign have no use for what else is held.
+fn authorities(
+    mut held: watch::Receiver<Option<Held>>,
+    tasks: &mut JoinSet<()>,
+) -> watch::Receiver<Option<Authority>> {
+    let (sender, authorities) = watch::channel(None);
+    tasks.spawn(async move {
+        loop {
+            sender.send_replace(held.borrow_and_update().as_ref().map(|held| held.authority.clone()));
+            if held.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    });
+    authorities
 }
 
 /// Waits until the mesh is known, and returns the trust domain that its configuration names.

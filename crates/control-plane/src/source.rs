@@ -1,11 +1,11 @@
 //! The push engine as the xDS server's source of snapshots.
 
-use crate::secure::SecretReaders;
+use crate::secure::{SecretObserver, Secrets, Served, without_secrets};
 use crate::sources::Sources;
 use crate::writer::WriterState;
 use identity::Caller;
 use proto::envoy::config::core::v3::Node;
-use proto::resource::{ResourceSet, Snapshot};
+use proto::resource::Snapshot;
 use push::{Connected, Push};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use tracing::{info, warn};
 use xds::session::Event;
 use xds::{ConnectError, Connection, Observer, PeerInfo, SnapshotSource};
 
-/// How often it is asked anew whether a client may have Secrets.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// What an agent says it is, on the stream of its own that it is sent roots on.
+const AGENT: &str = "weft-agent";
 
 /// Serves what the engine compiles: on the secure port to whom the client has proved to be, on the plaintext port,
 /// which authenticates nobody, to whoever the node says it is.
@@ -27,8 +27,45 @@ pub(crate) struct EngineSource {
     pub(crate) domain: String,
     /// Whether private keys may go anywhere in plain text.
     pub(crate) secrets_anywhere: bool,
-    /// Who may have them encrypted.
-    pub(crate) secret_readers: SecretReaders,
+    /// What those get who have proved who they are; nothing if nobody can.
+    pub(crate) secrets: Option<Secrets>,
+}
+
+/// Whether a stream is that of an agent, and not of its proxy.
+pub(crate) fn is_agent(node: &Node) -> bool {
+    node.user_agent_name == AGENT
+}
+
+/// Returns the proxy that a client says it is, if it has proved that it may say so.
+fn proved(node: &Node, domain: &str, caller: &Caller) -> Result<model::Proxy, ConnectError> {
+    let proxy =
+        compile::node::parse(node, domain).map_err(|error| ConnectError::InvalidNode(error.to_string()))?;
+    identity::authorize(caller, &proxy).map_err(|error| {
+        warn!(caller = %caller.id, proxy = %proxy.node_id, %error, "proxy is not who it says");
+        ConnectError::PermissionDenied(error.to_string())
+    })?;
+    Ok(proxy)
+}
+
+/// Serves the secrets of workloads alone: their certificates and roots.
+pub(crate) struct SecretSource {
+    pub(crate) secrets: Secrets,
+    pub(crate) domain: String,
+}
+
+impl SnapshotSource for SecretSource {
+    fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
+        // The gate lets nobody through without one.
+        let Some(caller) = peer.extensions.get::<Caller>() else {
+            return Err(ConnectError::Unauthenticated("no identity".to_owned()));
+        };
+        let proxy = proved(node, &self.domain, caller)?;
+        let Served { snapshots, on_demand, observer } =
+            self.secrets.serve(caller, peer, &proxy.workload, None);
+        let observer =
+            Box::new(SessionObserver { node_id: proxy.node_id, secrets: Some(observer), _connected: None });
+        Ok(Connection { snapshots, drain_time: None, on_demand, observer })
+    }
 }
 
 impl SnapshotSource for EngineSource {
@@ -38,34 +75,45 @@ impl SnapshotSource for EngineSource {
             let names: Vec<String> = waiting_for.into_iter().map(|name| self.sources.explain(name)).collect();
             return Err(ConnectError::NotReady(format!("waiting for {}", names.join(", "))));
         }
-        let proxy = compile::node::parse(node, &self.domain)
-            .map_err(|error| ConnectError::InvalidNode(error.to_string()))?;
         let caller = peer.extensions.get::<Caller>();
-        match caller {
-            Some(caller) => identity::authorize(caller, &proxy).map_err(|error| {
-                warn!(caller = %caller.id, proxy = %proxy.node_id, %error, "proxy is not who it says");
-                ConnectError::PermissionDenied(error.to_string())
-            })?,
+        let proxy = match caller {
+            Some(caller) => proved(node, &self.domain, caller)?,
             // The gate lets nobody through without one.
             None if peer.encrypted => return Err(ConnectError::Unauthenticated("no identity".to_owned())),
-            None => {}
+            None => compile::node::parse(node, &self.domain)
+                .map_err(|error| ConnectError::InvalidNode(error.to_string()))?,
+        };
+        if let (Some(caller), Some(secrets)) = (caller, &self.secrets)
+            && is_agent(node)
+        {
+            let Served { snapshots, on_demand, observer } =
+                secrets.serve(caller, peer, &proxy.workload, None);
+            let observer = Box::new(SessionObserver {
+                node_id: proxy.node_id,
+                secrets: Some(observer),
+                _connected: None,
+            });
+            return Ok(Connection { snapshots, drain_time: None, on_demand, observer });
         }
         let drain_time = drain_time(&proxy);
         info!(proxy = %proxy.node_id, role = ?proxy.role, namespace = %proxy.namespace, "proxy connected");
-        let node_id = proxy.node_id.clone();
+        let (node_id, workload) = (proxy.node_id.clone(), proxy.workload.clone());
         // Compiling for a proxy of a new kind takes a moment, in which this thread's other tasks move elsewhere.
         let connected = tokio::task::block_in_place(|| self.push.connect(proxy))
             .map_err(|error| ConnectError::NotReady(error.to_string()))?;
-        let snapshots = connected.snapshots.clone();
-        let snapshots = match caller {
-            Some(caller) => {
-                while_permitted(snapshots, permission(self.secret_readers.clone(), caller.clone()))
+        let compiled = connected.snapshots.clone();
+        let (mut on_demand, mut secrets): (&[_], _) = (&[], None);
+        let snapshots = match (caller, &self.secrets) {
+            (Some(caller), Some(own)) => {
+                let served = own.serve(caller, peer, &workload, Some(compiled));
+                (on_demand, secrets) = (served.on_demand, Some(served.observer));
+                served.snapshots
             }
-            None if self.secrets_anywhere || peer.address.is_some_and(is_local) => snapshots,
-            None => while_permitted(snapshots, watch::channel(false).1),
+            (None, _) if self.secrets_anywhere || peer.address.is_some_and(is_local) => compiled,
+            _ => stripped(compiled),
         };
-        let observer = Box::new(SessionObserver { node_id, _connected: connected });
-        Ok(Connection { snapshots, drain_time, observer })
+        let observer = Box::new(SessionObserver { node_id, secrets, _connected: Some(connected) });
+        Ok(Connection { snapshots, drain_time, on_demand, observer })
     }
 }
 
@@ -79,29 +127,16 @@ fn drain_time(proxy: &model::Proxy) -> Option<Duration> {
     text.parse().ok().map(Duration::from_secs)
 }
 
-/// Leaves the secrets out for as long as they are not permitted: nobody may see private keys that are not meant for
-/// them, and nobody at all in plain text.
-fn while_permitted(
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    mut permitted: watch::Receiver<bool>,
-) -> watch::Receiver<Arc<Snapshot>> {
-    let strip = |snapshot: &Arc<Snapshot>, permitted: bool| {
-        if permitted || snapshot.secrets.is_empty() {
-            return snapshot.clone();
-        }
-        Arc::new(Snapshot { secrets: ResourceSet::new(), ..Snapshot::clone(snapshot) })
-    };
-    let first = strip(&snapshots.borrow_and_update(), *permitted.borrow_and_update());
-    let (sender, receiver) = watch::channel(first);
+/// Leaves the secrets out: nobody may see private keys in plain text.
+fn stripped(mut snapshots: watch::Receiver<Arc<Snapshot>>) -> watch::Receiver<Arc<Snapshot>> {
+    let (sender, receiver) = watch::channel(without_secrets(&snapshots.borrow_and_update()));
     tokio::spawn(async move {
-        let mut may_change = true;
         loop {
             tokio::select! {
                 changed = snapshots.changed() => if changed.is_err() { return },
-                changed = permitted.changed(), if may_change => may_change = changed.is_ok(),
                 () = sender.closed() => return,
             }
-            let snapshot = strip(&snapshots.borrow_and_update(), *permitted.borrow_and_update());
+            let snapshot = without_secrets(&snapshots.borrow_and_update());
             if sender.send(snapshot).is_err() {
                 return;
             }
@@ -110,34 +145,18 @@ fn while_permitted(
     receiver
 }
 
-/// Asks whether `caller` may have Secrets, and goes on asking while anybody wants to know. Until there is an answer it
-/// may not; while there is none, the last one holds.
-fn permission(readers: SecretReaders, caller: Caller) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(matches!(readers, SecretReaders::Everybody));
-    if matches!(readers, SecretReaders::Ask(_)) {
-        tokio::spawn(async move {
-            loop {
-                if let Some(permitted) = readers.may_read(&caller).await {
-                    sender.send_if_modified(|known| std::mem::replace(known, permitted) != permitted);
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(ASK_AGAIN) => {}
-                    () = sender.closed() => return,
-                }
-            }
-        });
-    }
-    receiver
-}
-
 /// Keeps a proxy's place in the engine, and logs what goes wrong.
 struct SessionObserver {
     node_id: model::Str,
-    _connected: Connected,
+    secrets: Option<SecretObserver>,
+    _connected: Option<Connected>,
 }
 
 impl Observer for SessionObserver {
     fn observe(&mut self, event: &Event) {
+        if let Some(secrets) = &mut self.secrets {
+            secrets.observe(event);
+        }
         let proxy = &self.node_id;
         match event {
             Event::Nacked { kind, message, culprits } => {

@@ -6,9 +6,15 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use proto::envoy::config::core::v3::Node;
+use proto::envoy::config::core::v3::data_source::Specifier;
+use proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use proto::istio::v1::auth::IstioCertificateRequest;
 use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use rustls::pki_types::pem::PemObject as _;
@@ -90,10 +96,15 @@ impl Weftd {
 
     /// A token of the service account `cart` in `shop`.
     fn token(&self) -> Result<String> {
+        self.token_for(600)
+    }
+
+    /// As [`Weftd::token`], good for so many seconds.
+    fn token_for(&self, seconds: u64) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let header = json!({ "alg": "ES256", "kid": "test" });
         let claims = json!({
-            "iss": ISSUER, "aud": "istio-ca", "sub": "system:serviceaccount:shop:cart", "exp": now + 600,
+            "iss": ISSUER, "aud": "istio-ca", "sub": "system:serviceaccount:shop:cart", "exp": now + seconds,
         });
         let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let message = format!("{}.{}", encode(&header), encode(&claims));
@@ -221,5 +232,116 @@ async fn told_to_stop_it_sends_clients_elsewhere_in_order() -> Result<()> {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert_eq!(status.message(), "the server is shutting down");
     assert!(weftd.process.wait()?.success());
+    Ok(())
+}
+
+const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+
+/// Asks the secret service for `names` with a token, if there is one, and hands on the stream of answers.
+async fn secrets(
+    channel: Channel,
+    token: Option<&str>,
+    node: &str,
+    names: &[&str],
+) -> Result<tonic::Streaming<DiscoveryResponse>, Status> {
+    let request = DiscoveryRequest {
+        node: Some(Node { id: node.to_owned(), ..Node::default() }),
+        type_url: SECRET.to_owned(),
+        resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..DiscoveryRequest::default()
+    };
+    let mut request = tonic::Request::new(tokio_stream::once(request).chain(tokio_stream::pending()));
+    if let Some(token) = token {
+        let value = format!("Bearer {token}").parse().map_err(|_| Status::internal("no header"))?;
+        request.metadata_mut().insert("authorization", value);
+    }
+    Ok(SecretDiscoveryServiceClient::new(channel).stream_secrets(request).await?.into_inner())
+}
+
+/// Returns the next secrets.
+async fn next(responses: &mut tonic::Streaming<DiscoveryResponse>) -> Result<Vec<Secret>> {
+    let response = tokio::time::timeout(PATIENCE, responses.message()).await??.context("the stream ended")?;
+    response.resources.iter().map(|any| Ok(Secret::decode(any.value.clone())?)).collect()
+}
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+/// Long enough for an answer that must not come.
+const SILENCE: std::time::Duration = std::time::Duration::from_millis(500);
+
+fn text(source: Option<&proto::envoy::config::core::v3::DataSource>) -> Result<String> {
+    match source.and_then(|source| source.specifier.as_ref()) {
+        Some(Specifier::InlineBytes(bytes)) => Ok(String::from_utf8(bytes.to_vec())?),
+        other => anyhow::bail!("not inline: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_an_agent_gets_a_key_of_its_own_and_the_roots() -> Result<()> {
+    let weftd = Weftd::start()?;
+    let token = weftd.token()?;
+    let channel = weftd.connect(None).await?;
+    let mut answers = secrets(channel, Some(&token), CART, &["default", "ROOTCA"]).await?;
+    let mut found = Vec::new();
+    while found.len() < 2 {
+        found.extend(next(&mut answers).await?);
+    }
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    let [roots, key] = &found[..] else { anyhow::bail!("{} secrets", found.len()) };
+    let Some(secret::Type::ValidationContext(context)) = &roots.r#type else { anyhow::bail!("no roots") };
+    let ours = std::fs::read_to_string(weftd.ca().join("root-cert.pem"))?;
+    assert_eq!(text(context.trusted_ca.as_ref())?, ours);
+    let Some(secret::Type::TlsCertificate(certificate)) = &key.r#type else { anyhow::bail!("no key") };
+    let chain = text(certificate.certificate_chain.as_ref())?;
+    let identity = Identity { chain: vec![chain], key: text(certificate.private_key.as_ref())? };
+
+    // It is one that opens doors, and for nobody but its owner.
+    clusters(weftd.connect(Some(&identity)).await?, CART).await?;
+    let status = clusters(weftd.connect(Some(&identity)).await?, TILL_IN_BANK).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+
+    // A stolen certificate does not become another one: it gets the roots, and no key.
+    let channel = weftd.connect(Some(&identity)).await?;
+    let mut answers = secrets(channel, None, CART, &["default", "ROOTCA"]).await?;
+    let names: Vec<String> = next(&mut answers).await?.into_iter().map(|secret| secret.name).collect();
+    assert_eq!(names, ["ROOTCA"]);
+    let more = tokio::time::timeout(SILENCE, answers.message()).await;
+    assert!(more.is_err(), "{more:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_gets_secrets_without_proof_or_as_somebody_else() -> Result<()> {
+    let weftd = Weftd::start()?;
+    let status = secrets(weftd.connect(None).await?, None, CART, &["ROOTCA"]).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    let token = weftd.token()?;
+    let channel = weftd.connect(None).await?;
+    let mut answers = secrets(channel, Some(&token), TILL_IN_BANK, &["default"]).await?;
+    let status = answers.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    // Whatever else it asks for, it is not there.
+    let others =
+        ["spiffe://cluster.local/ns/bank/sa/till", "kubernetes://bank/tls", "kubernetes://tls", "default/"];
+    let mut answers = secrets(weftd.connect(None).await?, Some(&token), CART, &others).await?;
+    let more = tokio::time::timeout(SILENCE, answers.message()).await;
+    assert!(more.is_err(), "{more:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn streams_end_when_the_proof_that_opened_them_does() -> Result<()> {
+    let weftd = Weftd::start()?;
+    let token = weftd.token_for(2)?;
+    let started = std::time::Instant::now();
+    let mut answers = secrets(weftd.connect(None).await?, Some(&token), CART, &["ROOTCA"]).await?;
+    next(&mut answers).await?;
+    let status = tokio::time::timeout(PATIENCE, answers.message()).await?.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("connect again"), "{status:?}");
+    assert!(started.elapsed().as_secs() >= 1, "it was good until then");
+    // Clocks differ, so it opens another stream for a few seconds: one that ends before anything was sent.
+    let mut answers = secrets(weftd.connect(None).await?, Some(&token), CART, &["default", "ROOTCA"]).await?;
+    let status = answers.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     Ok(())
 }

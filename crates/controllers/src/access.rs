@@ -144,6 +144,18 @@ pub async fn may_list_secrets(client: &Client, namespace: &str, account: &str) -
     Ok(status.allowed && !status.denied)
 }
 
+/// The data of a Secret.
+pub type SecretData = BTreeMap<String, Vec<u8>>;
+
+/// A Secret as it was at one moment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ReadSecret {
+    /// Its data.
+    pub data: SecretData,
+    /// What tells this moment from others.
+    pub version: String,
+}
+
 /// Reads the data of a Secret; nothing if there is no such Secret.
 ///
 /// # Errors
@@ -152,11 +164,17 @@ pub async fn read_secret(
     client: &Client,
     namespace: &str,
     name: &str,
-) -> Result<Option<BTreeMap<String, Vec<u8>>>, AccessError> {
+) -> Result<Option<ReadSecret>, AccessError> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Secret {
+        metadata: Metadata,
         data: Option<BTreeMap<String, String>>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Metadata {
+        resource_version: String,
     }
     const WHAT: &str = "cannot read a Secret";
     let path = format!("/api/v1/namespaces/{namespace}/secrets/{name}");
@@ -170,7 +188,8 @@ pub async fn read_secret(
         Ok(value) => Ok((key, value)),
         Err(_) => Err(AccessError { what: WHAT, reason: format!("{name}: {key} is not base64") }),
     };
-    secret.data.unwrap_or_default().into_iter().map(decode).collect::<Result<_, _>>().map(Some)
+    let data = secret.data.unwrap_or_default().into_iter().map(decode).collect::<Result<_, _>>()?;
+    Ok(Some(ReadSecret { data, version: secret.metadata.resource_version }))
 }
 
 /// Creates a Secret unless there is one. Returns whether it did: if not, somebody else was faster, and what they
@@ -183,7 +202,7 @@ pub async fn create_secret(
     namespace: &str,
     name: &str,
     kind: &str,
-    data: &BTreeMap<String, Vec<u8>>,
+    data: &SecretData,
 ) -> Result<bool, AccessError> {
     const WHAT: &str = "cannot create a Secret";
     let data: BTreeMap<&str, String> =
@@ -203,6 +222,30 @@ pub async fn create_secret(
     }
 }
 
+/// Changes the data of a Secret that is as it was at `version`: values that are nothing are removed. Returns whether it
+/// did: if not, somebody else has changed it since.
+///
+/// # Errors
+/// If the API server does not answer, or does not let us change it.
+pub async fn change_secret(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    version: &str,
+    data: &BTreeMap<&str, Option<Vec<u8>>>,
+) -> Result<bool, AccessError> {
+    const WHAT: &str = "cannot change a Secret";
+    let data: BTreeMap<&str, Option<String>> =
+        data.iter().map(|(key, value)| (*key, value.as_ref().map(|value| STANDARD.encode(value)))).collect();
+    let body = json!({ "metadata": { "resourceVersion": version }, "data": data });
+    let path = format!("/api/v1/namespaces/{namespace}/secrets/{name}");
+    match client.request::<Value>(request(WHAT, (Method::PATCH, path, Some(body)))?).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == StatusCode::CONFLICT => Ok(false),
+        Err(error) => Err(AccessError { what: WHAT, reason: format!("{name}: {}", reason(&error)) }),
+    }
+}
+
 /// A request before it is known to be one.
 type Draft = (Method, String, Option<Value>);
 
@@ -216,8 +259,8 @@ fn post(path: &str, body: &Value) -> Draft {
 
 fn request(what: &'static str, (method, path, body): Draft) -> Result<Request<Vec<u8>>, AccessError> {
     let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
-    let request =
-        Request::builder().method(method).uri(path).header(http::header::CONTENT_TYPE, "application/json");
+    let content = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let request = Request::builder().method(method).uri(path).header(http::header::CONTENT_TYPE, content);
     request.body(body).map_err(|error| AccessError { what, reason: error.to_string() })
 }
 

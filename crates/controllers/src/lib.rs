@@ -30,8 +30,8 @@ mod state;
 mod trouble;
 
 pub use access::{
-    AccessError, TokenKeys, TokenReview, create_secret, may_list_secrets, read_secret, review_token,
-    token_keys,
+    AccessError, ReadSecret, SecretData, TokenKeys, TokenReview, change_secret, create_secret,
+    may_list_secrets, read_secret, review_token, token_keys,
 };
 pub use accounts::ServiceAccounts;
 pub use connect::{Config, ConnectError, connect};

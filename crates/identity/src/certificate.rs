@@ -98,6 +98,13 @@ impl Authenticator for CertificateAuthenticator {
     }
 }
 
+/// Returns the serial number of a certificate, and the last moment at which it is valid: nothing if it is none.
+pub fn serial_and_end(certificate: &CertificateDer<'_>) -> Option<(Vec<u8>, SystemTime)> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+    Some((parsed.raw_serial().to_vec(), UNIX_EPOCH + Duration::from_secs(seconds)))
+}
+
 /// What a certificate says.
 struct Identity {
     id: SpiffeId,

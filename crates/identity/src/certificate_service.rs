@@ -12,6 +12,8 @@ use proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+use serve::Peer;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -43,6 +45,19 @@ impl Impersonation for Nobody {
     }
 }
 
+/// Is told of every certificate that is issued: whoever replaces a root has to know who has one of it.
+pub trait Recorder: Send + Sync + 'static {
+    /// Takes note of a certificate for `caller`, which asked from `address`, before it is handed out.
+    fn issued(&self, caller: &Caller, address: Option<IpAddr>, issued: &IssuedChain);
+}
+
+/// Takes no note.
+struct Unrecorded;
+
+impl Recorder for Unrecorded {
+    fn issued(&self, _: &Caller, _: Option<IpAddr>, _: &IssuedChain) {}
+}
+
 /// The certificate service. It serves only requests that have passed the [`Gate`](crate::Gate).
 pub struct CertificateService {
     authority: watch::Receiver<Option<Authority>>,
@@ -50,6 +65,7 @@ pub struct CertificateService {
     pool: SigningPool,
     clock: Clock,
     metrics: Metrics,
+    recorder: Arc<dyn Recorder>,
 }
 
 impl CertificateService {
@@ -61,7 +77,14 @@ impl CertificateService {
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
-        Self { authority, impersonation, pool, clock, metrics }
+        Self { authority, impersonation, pool, clock, metrics, recorder: Arc::new(Unrecorded) }
+    }
+
+    /// Returns it with somebody who takes note of what is issued.
+    #[must_use]
+    pub fn recorded_by(mut self, recorder: Arc<dyn Recorder>) -> Self {
+        self.recorder = recorder;
+        self
     }
 
     /// Returns it as a gRPC service that reads no message larger than a request can be.
@@ -130,6 +153,7 @@ impl IstioCertificateService for CertificateService {
             error!("certificate request without a caller: refused");
             return Err(Status::unauthenticated("request authenticate failure"));
         };
+        let address = request.extensions().get::<Peer>().map(|peer| peer.address().ip());
         let IstioCertificateRequest { csr, validity_duration, metadata } = request.into_inner();
         let metadata = Metadata(metadata.as_ref());
         if metadata.text(CERT_SIGNER)?.is_some_and(|signer| !signer.is_empty()) {
@@ -143,6 +167,7 @@ impl IstioCertificateService for CertificateService {
             u64::try_from(validity_duration).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
         match self.sign(subject, csr, ttl).await {
             Ok(issued) => {
+                self.recorder.issued(&caller, address, &issued);
                 self.metrics.issued.inc();
                 debug!(caller = %caller.id, serial = %issued.serial(), until = %issued.not_after(), "certificate issued");
                 Ok(Response::new(IstioCertificateResponse { cert_chain: issued.response() }))

@@ -21,12 +21,13 @@ mod metrics;
 mod signing;
 mod tls;
 mod token;
+mod workload;
 
 pub use caller::{
     AuthError, Authenticator, Caller, Clock, Credentials, Pod, Proof, Rejection, authenticate, system_clock,
 };
-pub use certificate::{CertificateAuthenticator, Purpose, TrustDomains};
-pub use certificate_service::{CertificateService, Impersonation, Nobody};
+pub use certificate::{CertificateAuthenticator, Purpose, TrustDomains, serial_and_end};
+pub use certificate_service::{CertificateService, Impersonation, Nobody, Recorder};
 pub use claim::{ClaimError, authorize};
 pub use gate::{Gate, GateConfig};
 pub use methods::{Access, METHODS, access_of};
@@ -37,3 +38,4 @@ pub use token::{
     Binding, KeySource, KeySourceError, PublishedKeys, Review, ReviewError, Standing, TokenAuthenticator,
     TokenConfig, TokenReviewer, WorkloadIndex,
 };
+pub use workload::{KeyError, WorkloadKey, WorkloadKeys, roots_secret};

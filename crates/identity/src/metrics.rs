@@ -51,6 +51,8 @@ pub struct Metrics {
     pub issued: Counter,
     /// Certificate requests that were turned away since too many waited.
     pub csr_shed: Counter,
+    /// Keys and certificates made for clients without an agent.
+    pub keys_made: Counter,
     /// When the root that signs expires, in seconds since 1970.
     pub root_expiry: Gauge,
     /// When the chain that signs expires, in seconds since 1970.
@@ -104,6 +106,11 @@ impl Metrics {
         );
         r.register("citadel_server_success_cert_issuance_count", "Certificates issued", m.issued);
         r.register("weft_csr_shed_total", "Certificate requests turned away for lack of time", m.csr_shed);
+        r.register(
+            "weft_workload_keys_total",
+            "Keys and certificates made for clients without an agent",
+            m.keys_made,
+        );
         r.register(
             "citadel_server_root_cert_expiry_timestamp",
             "When the root expires, in seconds since 1970",

@@ -74,6 +74,14 @@ impl Trust {
         Ok(Self { verifier: builder.allow_unauthenticated().build()? })
     }
 
+    /// Returns whether a client certificate, the leaf first, is one of those that are taken at `now`.
+    pub fn takes(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> bool {
+        let Some((leaf, intermediates)) = chain.split_first() else { return false };
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = rustls::pki_types::UnixTime::since_unix_epoch(since);
+        self.verifier.verify_client_cert(leaf, intermediates, now).is_ok()
+    }
+
     pub(crate) fn verifier(&self) -> &dyn ClientCertVerifier {
         self.verifier.as_ref()
     }

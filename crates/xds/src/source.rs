@@ -33,6 +33,8 @@ pub struct Connection {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// How long the client keeps replaced listeners alive; `None` if it does not say.
     pub drain_time: Option<Duration>,
+    /// Secrets that are made when the client asks for them: one that is missing in `snapshots` may still come.
+    pub on_demand: &'static [&'static str],
     /// Is told what happens on the stream.
     pub observer: Box<dyn Observer>,
 }

@@ -37,6 +37,7 @@ impl SnapshotSource for Source {
             _ => Ok(Connection {
                 snapshots: self.snapshots.subscribe(),
                 drain_time: None,
+                on_demand: &[],
                 observer: Box::new(Recorder(self.events.clone())),
             }),
         }

@@ -1,145 +1,286 @@
-//! What certificates are signed with: read, followed, and made where there is nothing.
+//! What certificates are signed with: followed, and replaced when everybody is ready for it.
 
-use anyhow::{Context as _, Result, bail};
-use ca::{Authority, IssuerMaterial, Policy, Serial, SigningKeyPair, UnixTime};
-use identity::{Clock, Metrics};
-use model::TrustDomain;
+use super::proxies::Proxies;
+use super::rotation::{self, Decision, Roots, State, decide};
+use super::store::{Documents, Files, Store};
+use anyhow::{Context as _, Result};
+use ca::rotation::{Evidence, Progress};
+use ca::{Authority, CaCertificate, Fingerprint, Loaded, Policy, Rotation, TrustBundle, UnixTime};
+use identity::{Clock, Metrics, Trust, roots_secret};
+use proto::resource::{Body, Needs, Resource, ResourceType};
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject as _;
-use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-/// How often a directory is looked at: a mounted Secret changes by links, whose notices differ by file system.
-const POLL_DIRECTORY: Duration = Duration::from_secs(2);
+/// How often a directory is looked at: a mounted Secret changes by links, whose notices differ by file system. And how
+/// often anything is while a root is being replaced, or while there is no authority at all.
+const POLL_SOON: Duration = Duration::from_secs(2);
 /// How often Secrets are looked at.
 const POLL_SECRET: Duration = Duration::from_secs(30);
-/// How soon it is tried again while there is no authority at all.
-const POLL_NOTHING: Duration = Duration::from_secs(2);
+/// For how long another replica may act by what was replaced: it looks at its Secrets once in that time.
+const SECRET_LAG: Duration = Duration::from_secs(60);
+/// Times have no fractions.
+const DIRECTORY_LAG: Duration = Duration::from_secs(1);
 
-/// An authority that was plugged in: Istio's name.
-const PLUGGED_IN: &str = "cacerts";
-/// An authority that the control plane made for itself, and its type: Istio's names.
-const SELF_SIGNED: &str = "istio-ca-secret";
-const SELF_SIGNED_TYPE: &str = "istio.io/ca-root";
+/// The name of the secret with the roots.
+pub(crate) const WORKLOAD_ROOTS: &str = "ROOTCA";
 
-const KEY: &str = "ca-key.pem";
-const CERTIFICATE: &str = "ca-cert.pem";
-const ROOT: &str = "root-cert.pem";
-const CRL: &str = "ca-crl.pem";
-/// The files that are read. Others in the same directory are nobody's business.
-const FILES: [&str; 8] = [CERTIFICATE, KEY, "cert-chain.pem", ROOT, CRL, "tls.crt", "tls.key", "ca.crt"];
-/// The largest file that is read, and one byte more, by which it is noticed.
-const READ_AT_MOST: u64 = (1 << 20) + 1;
-
-type Files = BTreeMap<String, Vec<u8>>;
-
-/// Where the authority is kept.
-pub(super) enum Store {
-    /// In a directory.
-    Directory(PathBuf),
-    /// In a Secret: `cacerts` if there is one, else `istio-ca-secret`.
-    Secret { client: controllers::Client, namespace: String },
-    /// Nowhere.
-    Nowhere,
-}
-
-/// An authority, and whose certificates are not good any more.
+/// An authority, whose certificates are not good any more, and what goes with it.
 #[derive(Clone)]
-pub(super) struct Held {
-    pub(super) authority: Authority,
-    pub(super) revocations: Arc<[CertificateRevocationListDer<'static>]>,
+pub(crate) struct Held {
+    pub(crate) authority: Authority,
+    pub(crate) revocations: Arc<[CertificateRevocationListDer<'static>]>,
+    /// The roots as a secret.
+    pub(crate) roots: Arc<Resource>,
+    /// What takes the certificates of each root alone.
+    pub(crate) by_root: Arc<[(Fingerprint, Trust)]>,
 }
 
-/// Keeps `held` up to date for as long as the future lives. What cannot be used changes nothing.
-pub(super) async fn keep(
-    store: Store,
-    policy: Policy,
-    clock: Clock,
-    metrics: Metrics,
-    held: watch::Sender<Option<Held>>,
-) {
-    let mut known: Option<Files> = None;
-    let mut problem = None;
-    loop {
-        match read(&store, &policy.trust_domain, &clock).await {
-            Ok(files) if known.as_ref() == Some(&files) => {}
-            Ok(files) => {
-                let before = held.borrow().clone();
-                match assemble(&files, &policy, before.as_ref(), UnixTime::from(clock())) {
-                    Ok(new) => {
-                        announce(&new, &metrics, before.is_some());
-                        held.send_replace(Some(new));
-                        problem = None;
-                    }
-                    Err(failure) => report(&mut problem, &failure, before.is_some()),
-                }
-                // Also what is bad: it is complained about once, and looked at again when it changes.
-                known = Some(files);
+/// Keeps `held` up to date.
+pub(super) struct Keeper {
+    pub(super) store: Store,
+    pub(super) policy: Policy,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) proxies: Arc<Proxies>,
+    pub(super) held: watch::Sender<Option<Held>>,
+    /// How far a rotation is, for people.
+    pub(super) progress: watch::Sender<String>,
+}
+
+/// What was taken in last.
+#[derive(Default)]
+struct Known {
+    documents: Option<Documents>,
+    /// A rotation is under way.
+    is_rotating: bool,
+    problem: Option<String>,
+    read_at: Option<Instant>,
+}
+
+impl Keeper {
+    /// Goes on for as long as the future lives. What cannot be used changes nothing.
+    pub(super) async fn keep(self) {
+        let mut known = Known::default();
+        loop {
+            if let Err(failure) = self.look(&mut known).await {
+                self.report(&mut known.problem, &failure);
             }
-            Err(failure) => report(&mut problem, &failure, held.borrow().is_some()),
+            self.stop_signing_blindly(&known);
+            let has_one = self.held.borrow().is_some();
+            tokio::time::sleep(match self.store {
+                Store::Secret { .. } if has_one && !known.is_rotating => POLL_SECRET,
+                _ => POLL_SOON,
+            })
+            .await;
         }
-        if let Some(held) = held.borrow().as_ref() {
-            warn_of_age(held, UnixTime::from(clock()), &mut problem);
+    }
+
+    async fn look(&self, known: &mut Known) -> Result<()> {
+        let documents = self.store.read(&self.policy.trust_domain, &self.clock).await?;
+        known.read_at = Some(Instant::now());
+        let is_news = known.documents.as_ref() != Some(&documents);
+        // A chain that is not valid yet may be so soon, without any change to it.
+        let has_none = self.held.borrow().is_none();
+        if is_news || known.is_rotating || has_none || self.longest_is_news(&documents) {
+            let taken = self.take_in(&documents, is_news || has_none, known).await;
+            // Also what is bad: it is complained about once, and looked at again when it changes.
+            known.documents = Some(documents);
+            taken?;
+            known.problem = None;
         }
-        let is_there = held.borrow().is_some();
-        if !is_there {
-            // A chain that is not valid yet may be so soon, without any change to it.
-            known = None;
+        self.warn_of_age(&mut known.problem);
+        Ok(())
+    }
+
+    fn longest_is_news(&self, documents: &Documents) -> bool {
+        let kept = State::read(documents).map_or(u64::MAX, |(state, _)| state.longest_ttl_seconds);
+        let longest = self.proxies.longest_ttl();
+        longest > State::default().leaf_lifetime(self.policy.default_ttl, self.policy.max_ttl)
+            && longest.as_secs() > kept
+    }
+
+    async fn take_in(&self, documents: &Documents, is_news: bool, known: &mut Known) -> Result<()> {
+        let now = UnixTime::from((self.clock)());
+        let current = Side::load(&documents.current, now)?;
+        let next = documents.next.as_ref().map(|files| Side::load(files, now));
+        let next = next.transpose().context("the next authority")?;
+        let (state, rotation) = State::read(documents)?;
+
+        let lifetime = state.leaf_lifetime(self.policy.default_ttl, self.policy.max_ttl);
+        let lifetime = lifetime.max(self.proxies.longest_ttl());
+        let settings = rotation::settings(lifetime, self.lag());
+        let (reports, log) = self.proxies.reports(lifetime);
+        let evidence = Evidence { proxies: &reports, complete_since: self.proxies.since(), bundles: &log };
+        let roots = Roots { current: &current.root, next: next.as_ref().map(|side| &side.root) };
+        let order = documents.order.as_deref();
+        let decision = decide(rotation.as_ref(), &roots, order, &evidence, &settings, now)?;
+
+        let mut in_force = rotation;
+        let mut changed = is_news;
+        match decision {
+            Decision::Wait(progress) => self.show(progress.as_deref(), in_force.as_ref()),
+            Decision::Refuse(reason) => {
+                error!(reason, order, "the order about the root cannot be carried out");
+                self.store.drop_order(documents).await?;
+            }
+            Decision::Change(rotation, why) => {
+                // Kept before anybody acts on it: whoever dies now finds what to do.
+                if !self.store.save(documents, &state.with(Some(&rotation), lifetime)?).await? {
+                    return Ok(());
+                }
+                info!(phase = %rotation.phase(), signer = %rotation.signer(), why, "the root is being replaced");
+                self.progress.send_replace(format!("{}\n", rotation.phase()));
+                in_force = Some(*rotation);
+                changed = true;
+            }
         }
-        tokio::time::sleep(match store {
-            Store::Directory(_) => POLL_DIRECTORY,
-            Store::Secret { .. } | Store::Nowhere if is_there => POLL_SECRET,
-            Store::Secret { .. } | Store::Nowhere => POLL_NOTHING,
-        })
-        .await;
+        if in_force.is_none() && self.longest_is_news(documents) {
+            self.store.save(documents, &state.with(None, self.proxies.longest_ttl())?).await?;
+        }
+        known.is_rotating =
+            in_force.as_ref().is_some_and(|rotation| rotation.phase() != ca::rotation::Phase::Stable);
+        if changed {
+            self.act(current, next, in_force.as_ref(), now)?;
+        }
+        Ok(())
+    }
+
+    /// Signs and is trusted as `rotation` says.
+    fn act(
+        &self,
+        current: Side,
+        next: Option<Side>,
+        rotation: Option<&Rotation>,
+        now: UnixTime,
+    ) -> Result<()> {
+        let signer = rotation::signer(rotation, current.root.fingerprint());
+        let own = [Some(&current), next.as_ref()].into_iter().flatten().map(|side| side.root.fingerprint());
+        let own: Vec<Fingerprint> = own.collect();
+        let bundle = match rotation {
+            None => current.loaded.roots.clone(),
+            Some(rotation) => {
+                let mut others = current.loaded.roots.clone();
+                others = next.as_ref().map_or(others.clone(), |next| others.union(&next.loaded.roots));
+                rotation.bundle(&own.iter().fold(others, |others, root| others.without(root)))
+            }
+        };
+        let side = match next {
+            Some(next) if next.root.fingerprint() == signer => next,
+            _ => current,
+        };
+        let before = self.held.borrow().clone();
+        let held = assemble(side.loaded, bundle, &self.policy, before.as_ref(), now)?;
+        self.proxies.note_bundle(held.authority.bundle(), held.roots.version());
+        self.announce(&held, before.is_some());
+        self.held.send_replace(Some(held));
+        Ok(())
+    }
+
+    fn lag(&self) -> Duration {
+        match self.store {
+            Store::Secret { .. } => SECRET_LAG,
+            Store::Directory(_) | Store::Nowhere => DIRECTORY_LAG,
+        }
+    }
+
+    /// Another replica may have gone on meanwhile: whoever cannot see that must not sign with what it knew.
+    fn stop_signing_blindly(&self, known: &Known) {
+        let is_blind = known.read_at.is_some_and(|at| at.elapsed() >= SECRET_LAG);
+        if known.is_rotating && is_blind && matches!(self.store, Store::Secret { .. }) {
+            let stopped = self.held.send_if_modified(|held| held.take().is_some());
+            if stopped {
+                error!("the root is being replaced, and how far that is cannot be read: nothing is signed");
+            }
+        }
+    }
+
+    fn show(&self, progress: Option<&Progress>, rotation: Option<&Rotation>) {
+        let text = match (progress, rotation) {
+            (Some(progress), _) => progress.to_string(),
+            (None, Some(rotation)) => format!("{}, signed by {}", rotation.phase(), rotation.signer()),
+            (None, None) => "no root was ever replaced".to_owned(),
+        };
+        let is_news = self.progress.send_if_modified(|known| {
+            let text = format!("{text}\n");
+            let is_news = *known != text;
+            *known = text;
+            is_news
+        });
+        if is_news && progress.is_some() {
+            info!(progress = text, "the root is being replaced");
+        }
+    }
+
+    /// Says once what is wrong.
+    fn report(&self, problem: &mut Option<String>, failure: &anyhow::Error) {
+        let text = format!("{failure:#}");
+        if problem.as_ref() != Some(&text) {
+            let has_one = self.held.borrow().is_some();
+            let consequence =
+                if has_one { "the one before stays in use" } else { "no certificates are issued" };
+            error!(reason = text, "the certificate authority cannot be used; {consequence}");
+            *problem = Some(text);
+        }
+    }
+
+    fn announce(&self, held: &Held, replaced: bool) {
+        let chain = held.authority.validity_of_chain();
+        let roots = held.authority.bundle();
+        let signing = roots.get(&held.authority.material().root());
+        self.metrics.chain_expiry.set(chain.not_after.as_seconds());
+        self.metrics.root_expiry.set(signing.map_or(0, |root| root.validity().not_after.as_seconds()));
+        info!(
+            root = %held.authority.material().root(), roots = roots.len(), until = %chain.not_after, replaced,
+            "the certificate authority is ready",
+        );
+    }
+
+    fn warn_of_age(&self, problem: &mut Option<String>) {
+        let Some(chain) = self.held.borrow().as_ref().map(|held| held.authority.validity_of_chain()) else {
+            return;
+        };
+        if ca::root::is_due(chain, UnixTime::from((self.clock)())) && problem.is_none() {
+            let text = format!("its chain ends at {}", chain.not_after);
+            warn!(reason = text, "the certificate authority should be replaced");
+            *problem = Some(text);
+        }
     }
 }
 
-/// Says once what is wrong.
-fn report(problem: &mut Option<String>, failure: &anyhow::Error, has_one: bool) {
-    let text = format!("{failure:#}");
-    if problem.as_ref() != Some(&text) {
-        let consequence = if has_one { "the one before stays in use" } else { "no certificates are issued" };
-        error!(reason = text, "the certificate authority cannot be used; {consequence}");
-        *problem = Some(text);
+/// An authority as its files say it, with something to sign with.
+struct Side {
+    loaded: Loaded,
+    root: CaCertificate,
+}
+
+impl Side {
+    fn load(files: &Files, now: UnixTime) -> Result<Self> {
+        let loaded = ca::material::load(files, now)?;
+        let material = loaded.material.as_ref().context("there are only roots, and nothing to sign with")?;
+        let root = loaded.roots.get(&material.root()).context("its own root is not among its roots")?;
+        let root = CaCertificate::clone(root);
+        Ok(Self { loaded, root })
     }
 }
 
-fn announce(held: &Held, metrics: &Metrics, replaced: bool) {
-    let chain = held.authority.validity_of_chain();
-    let roots = held.authority.bundle();
-    let signing = roots.get(&held.authority.material().root());
-    metrics.chain_expiry.set(chain.not_after.as_seconds());
-    metrics.root_expiry.set(signing.map_or(0, |root| root.validity().not_after.as_seconds()));
-    info!(
-        root = %held.authority.material().root(), roots = roots.len(), until = %chain.not_after, replaced,
-        "the certificate authority is ready",
-    );
-}
-
-fn warn_of_age(held: &Held, now: UnixTime, problem: &mut Option<String>) {
-    let chain = held.authority.validity_of_chain();
-    if ca::root::is_due(chain, now) && problem.is_none() {
-        let text = format!("its chain ends at {}", chain.not_after);
-        warn!(reason = text, "the certificate authority should be replaced");
-        *problem = Some(text);
-    }
-}
-
-fn assemble(files: &Files, policy: &Policy, before: Option<&Held>, now: UnixTime) -> Result<Held> {
-    let loaded = ca::material::load(files, now)?;
+fn assemble(
+    loaded: Loaded,
+    bundle: TrustBundle,
+    policy: &Policy,
+    before: Option<&Held>,
+    now: UnixTime,
+) -> Result<Held> {
     for warning in &loaded.warnings {
         warn!(file = warning.file, "{}", warning.text);
     }
     let material = loaded.material.context("there are only roots, and nothing to sign with")?;
-    let authority = Authority::new(material, loaded.roots, policy.clone(), now)?;
-    let revocations = match loaded.revocations {
+    let authority = Authority::new(material, bundle, policy.clone(), now)?;
+    let revocations: Arc<[_]> = match loaded.revocations {
         None => Arc::default(),
         Some(Ok(lists)) => {
             let lists: Result<Vec<_>, _> =
@@ -151,148 +292,15 @@ fn assemble(files: &Files, policy: &Policy, before: Option<&Held>, now: UnixTime
             before.map(|held| held.revocations.clone()).unwrap_or_default()
         }
     };
-    Ok(Held { authority, revocations })
-}
-
-/// Returns the files of the authority; makes them where there are none.
-async fn read(store: &Store, domain: &TrustDomain, clock: &Clock) -> Result<Files> {
-    match store {
-        Store::Directory(directory) => {
-            let files = read_directory(directory)?;
-            if !files.is_empty() {
-                return Ok(files);
-            }
-            write_directory(directory, &self_signed(domain, clock)?)?;
-            info!(directory = %directory.display(), "made a self-signed certificate authority");
-            read_directory(directory)
-        }
-        Store::Secret { client, namespace } => {
-            if let Some(files) = controllers::read_secret(client, namespace, PLUGGED_IN).await? {
-                return Ok(files);
-            }
-            if let Some(files) = controllers::read_secret(client, namespace, SELF_SIGNED).await? {
-                return Ok(files);
-            }
-            let files = self_signed(domain, clock)?;
-            if controllers::create_secret(client, namespace, SELF_SIGNED, SELF_SIGNED_TYPE, &files).await? {
-                info!(secret = SELF_SIGNED, "made a self-signed certificate authority");
-            }
-            // What is there is what counts, whoever made it: replicas start together.
-            let files = controllers::read_secret(client, namespace, SELF_SIGNED).await?;
-            files.context("the Secret of the certificate authority is gone right after it was made")
-        }
-        Store::Nowhere => bail!("no place for it is configured"),
-    }
-}
-
-fn self_signed(domain: &TrustDomain, clock: &Clock) -> Result<Files> {
-    let key = SigningKeyPair::new(rcgen::KeyPair::generate().context("cannot make a key")?)?;
-    let mut serial = [0; 20];
-    if aws_lc_rs::rand::fill(&mut serial).is_err() {
-        bail!("the system has no randomness");
-    }
-    let now = UnixTime::from(clock());
-    let root = ca::root::self_signed(&key, domain, now, Serial::from_random(serial))?;
-    let (root_pem, key_pem) = (root.to_pem().into_bytes(), key.to_secret_pem().into_bytes());
-    // What others are to trust for years is tried before it is kept.
-    IssuerMaterial::self_signed(key, root, now)?;
-    Ok([(KEY, key_pem), (ROOT, root_pem.clone()), (CERTIFICATE, root_pem)]
-        .map(|(name, content)| (name.to_owned(), content))
-        .into())
-}
-
-fn read_directory(directory: &Path) -> Result<Files> {
-    use std::io::Read as _;
-    let mut files = Files::new();
-    for name in FILES {
-        let path = directory.join(name);
-        let read = std::fs::File::open(&path).and_then(|file| {
-            let mut content = Vec::new();
-            file.take(READ_AT_MOST).read_to_end(&mut content)?;
-            Ok(content)
-        });
-        match read {
-            Ok(content) => drop(files.insert(name.to_owned(), content)),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
-    }
-    Ok(files)
-}
-
-/// Writes files that are not there yet, readable by their owner only. The certificate comes last: without it the
-/// others are nothing.
-fn write_directory(directory: &Path, files: &Files) -> Result<()> {
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    for name in [KEY, ROOT, CERTIFICATE] {
-        let Some(content) = files.get(name) else { continue };
-        let path = directory.join(name);
-        let written = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        written
-            .and_then(|mut file| {
-                file.write_all(content)?;
-                file.sync_all()
-            })
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    let body = Body::Whole(roots_secret(WORKLOAD_ROOTS, authority.bundle()));
+    let roots = Resource::new(ResourceType::Secret, WORKLOAD_ROOTS, body, Needs::default());
+    let by_root: Result<Vec<_>, _> = authority
+        .bundle()
+        .iter()
+        .map(|root| Ok((root.fingerprint(), Trust::new([root.der().clone()], Vec::new())?)))
+        .collect::<Result<_, identity::TlsError>>();
+    Ok(Held { authority, revocations, roots: Arc::new(roots), by_root: by_root?.into() })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
-    use std::time::SystemTime;
-
-    fn start(directory: &Path) -> (watch::Receiver<Option<Held>>, tokio::task::JoinHandle<()>) {
-        let (sender, held) = watch::channel(None);
-        let store = Store::Directory(directory.to_owned());
-        let policy = Policy::new("cluster.local".parse().unwrap());
-        let clock: Clock = Arc::new(SystemTime::now);
-        let keeping =
-            tokio::spawn(async move { keep(store, policy, clock, Metrics::default(), sender).await });
-        (held, keeping)
-    }
-
-    fn root_of(held: &watch::Receiver<Option<Held>>) -> String {
-        held.borrow().as_ref().unwrap().authority.bundle().to_pem()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_empty_directory_gets_an_authority_that_stays() {
-        let scratch = tempfile::tempdir().unwrap();
-        let directory = scratch.path().join("ca");
-        let (mut held, keeping) = start(&directory);
-        held.wait_for(Option::is_some).await.unwrap();
-        let first = root_of(&held);
-        for name in [KEY, CERTIFICATE, ROOT] {
-            let mode = std::fs::metadata(directory.join(name)).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "{name}");
-        }
-        keeping.abort();
-        let (mut again, _keeping) = start(&directory);
-        again.wait_for(Option::is_some).await.unwrap();
-        assert_eq!(root_of(&again), first, "a restart signs with the same key");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_new_authority_is_taken_up_and_a_bad_one_is_not() {
-        let scratch = tempfile::tempdir().unwrap();
-        let (mut held, _keeping) = start(scratch.path());
-        held.wait_for(Option::is_some).await.unwrap();
-        let first = root_of(&held);
-
-        std::fs::write(scratch.path().join(CERTIFICATE), "nonsense").unwrap();
-        tokio::time::sleep(POLL_DIRECTORY * 3).await;
-        assert_eq!(root_of(&held), first);
-
-        let clock: Clock = Arc::new(SystemTime::now);
-        let other = self_signed(&"cluster.local".parse().unwrap(), &clock).unwrap();
-        held.mark_unchanged();
-        for (name, content) in other {
-            std::fs::write(scratch.path().join(name), content).unwrap();
-        }
-        held.changed().await.unwrap();
-        assert_ne!(root_of(&held), first);
-    }
-}
+mod tests;

@@ -4,8 +4,8 @@ use crate::writer::WriterState;
 use controllers::{Client, ServiceAccounts};
 use futures::future::BoxFuture;
 use identity::{
-    Binding, Caller, KeySource, KeySourceError, Pod, PublishedKeys, Review, ReviewError, Standing,
-    TokenReviewer, WorkloadIndex,
+    Binding, KeySource, KeySourceError, Pod, PublishedKeys, Review, ReviewError, Standing, TokenReviewer,
+    WorkloadIndex,
 };
 use model::{Namespace, SpiffeId, WorkloadId};
 use tokio::sync::watch;
@@ -81,33 +81,4 @@ pub(super) fn has_machine(state: &watch::Receiver<WriterState>, id: &SpiffeId) -
     let view = state.borrow().view.clone();
     view.workloads_in(id.namespace())
         .any(|known| known.uid.is_none() && known.service_account.as_ref() == id.service_account())
-}
-
-/// Who may have the Secrets that gateways of their namespace refer to.
-#[derive(Clone)]
-pub(crate) enum SecretReaders {
-    /// Whoever has proved the namespace: there is nobody to ask.
-    Everybody,
-    /// Those whose service account may list the Secrets of its namespace, as in Istio.
-    Ask(Client),
-}
-
-impl SecretReaders {
-    /// Returns whether `caller` may have them, or `None` if that cannot be known now.
-    pub(crate) async fn may_read(&self, caller: &Caller) -> Option<bool> {
-        match self {
-            Self::Everybody => Some(true),
-            Self::Ask(client) => {
-                let id = &caller.id;
-                let namespace = id.namespace().as_str();
-                match controllers::may_list_secrets(client, namespace, id.service_account()).await {
-                    Ok(allowed) => Some(allowed),
-                    Err(error) => {
-                        tracing::warn!(caller = %id, %error, "whether Secrets may be handed out is not known");
-                        None
-                    }
-                }
-            }
-        }
-    }
 }

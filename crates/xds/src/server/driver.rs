@@ -133,9 +133,10 @@ impl Driver {
         connection: Connection,
         responses: mpsc::Sender<Outgoing>,
     ) -> Self {
-        let Connection { mut snapshots, drain_time, observer } = connection;
+        let Connection { mut snapshots, drain_time, on_demand, observer } = connection;
         let mut options: Options = shared.config.session;
         options.drain_time = drain_time.unwrap_or(options.drain_time);
+        options.on_demand = on_demand;
         let stream = shared.next_stream();
         let now = Instant::now();
         let snapshot = snapshots.borrow_and_update().clone();
@@ -184,7 +185,8 @@ impl Driver {
     async fn on_message<M: Message>(&mut self, message: M) -> Result<(), StreamError> {
         let started = Instant::now();
         let type_url = message.type_url().to_owned();
-        match message.into_request() {
+        let only = self.shared.config.only;
+        match message.into_request().filter(|request| only.is_none_or(|kind| kind == request.kind)) {
             Some(request) => self.session.lock().on_request(request, started.into_std()),
             None => debug!(proxy = self.node_id, type_url, "request for a type that is not served"),
         }

@@ -9,8 +9,10 @@
 mod body;
 mod driver;
 mod requests;
+mod secrets;
 mod service;
 
+pub use secrets::SecretService;
 pub use service::AdsService;
 
 use crate::encode::Encoder;
@@ -18,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::session::Options;
 use crate::source::SnapshotSource;
+use proto::resource::ResourceType;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -44,6 +47,8 @@ pub struct Config {
     pub send_timeout: Duration,
     /// How long a new stream may take to send its first request.
     pub first_request_timeout: Duration,
+    /// The only type that is served; all, if there is none.
+    pub only: Option<ResourceType>,
 }
 
 impl Config {
@@ -57,6 +62,7 @@ impl Config {
             max_streams: 100_000,
             send_timeout: Duration::from_secs(60),
             first_request_timeout: Duration::from_secs(30),
+            only: None,
         }
     }
 }
@@ -133,6 +139,11 @@ impl Server {
     /// Returns the service itself, to be added to another gRPC server.
     pub fn service(&self) -> AdsService {
         AdsService::new(self.shared.clone())
+    }
+
+    /// Returns the service of secrets alone, for a server whose [`Config::only`] says so.
+    pub fn secret_service(&self) -> SecretService {
+        SecretService::new(self.service())
     }
 
     /// Returns who is connected.

@@ -28,7 +28,7 @@ impl AdsService {
         Self { shared }
     }
 
-    fn start<M: Message>(
+    pub(super) fn start<M: Message>(
         &self,
         request: http::Request<tonic::body::Body>,
     ) -> http::Response<tonic::body::Body> {

@@ -49,6 +49,8 @@ pub(crate) enum Desired<'a> {
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(crate) kind: ResourceType,
+    /// Names that are made when somebody asks for them.
+    pub(crate) on_demand: &'static [&'static str],
     /// The client asked for this type on this stream.
     pub(crate) requested: bool,
     /// Everything is wanted.
@@ -97,9 +99,10 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(kind: ResourceType) -> Self {
+    pub(crate) fn new(kind: ResourceType, secrets: &'static [&'static str]) -> Self {
         Self {
             kind,
+            on_demand: if kind == ResourceType::Secret { secrets } else { &[] },
             requested: false,
             wildcard: false,
             explicit: false,
@@ -130,9 +133,11 @@ impl Channel {
         self.wildcard || self.names.contains_key(name)
     }
 
-    /// Whether a name is not in `snapshot` only because the subscription is too new for it.
+    /// Whether a name is not in `snapshot` only because the subscription is too new for it, or because it is still
+    /// being made.
     pub(crate) fn awaits(&self, snapshot: &Snapshot, name: &str) -> bool {
-        self.names.get(name).is_some_and(|revision| *revision > snapshot.covers)
+        let on_demand = self.on_demand.contains(&name);
+        self.names.get(name).is_some_and(|revision| on_demand || *revision > snapshot.covers)
             && !snapshot.of(self.kind).contains_key(name)
     }
 

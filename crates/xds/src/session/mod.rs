@@ -62,6 +62,8 @@ pub struct Options {
     pub answer_timeout: Duration,
     /// How long the client keeps replaced listeners alive.
     pub drain_time: Duration,
+    /// Secrets that are made when somebody asks for them: one that a snapshot lacks may still come.
+    pub on_demand: &'static [&'static str],
 }
 
 impl Options {
@@ -74,6 +76,7 @@ impl Options {
         endpoint_grace: Duration::from_secs(2),
         answer_timeout: Duration::from_secs(15),
         drain_time: Duration::from_secs(45),
+        on_demand: &[],
     };
 }
 
@@ -261,7 +264,7 @@ impl Session {
             now,
             seq: 0,
             revision: 0,
-            channels: ResourceType::ALL.map(Channel::new),
+            channels: ResourceType::ALL.map(|kind| Channel::new(kind, options.on_demand)),
             warmth: Warmth::default(),
             absences: Absences::default(),
             waiting: Waiting::default(),
