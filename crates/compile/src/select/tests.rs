@@ -10,6 +10,7 @@ fn proxy(role: ProxyRole, cluster: &str) -> Proxy {
         node_id: "test".into(),
         workload: WorkloadId { namespace: "app".into(), name: "cart-1".into() },
         namespace: "app".into(),
+        uid: None,
         ips: vec![[10, 0, 0, 1].into()],
         dns_domain: "app.svc.cluster.local".into(),
         labels: labels(&[("app", "cart")]),
