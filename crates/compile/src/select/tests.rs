@@ -10,7 +10,6 @@ fn proxy(role: ProxyRole, cluster: &str) -> Proxy {
         node_id: "test".into(),
         workload: WorkloadId { namespace: "app".into(), name: "cart-1".into() },
         namespace: "app".into(),
-        uid: None,
         ips: vec![[10, 0, 0, 1].into()],
         dns_domain: "app.svc.cluster.local".into(),
         labels: labels(&[("app", "cart")]),
@@ -32,6 +31,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
 fn workload() -> Workload {
     Workload {
         id: WorkloadId { namespace: "app".into(), name: "cart-1".into() },
+        uid: None,
         ips: vec![[10, 0, 0, 1].into()],
         labels: labels(&[("app", "cart"), ("pod", "known")]),
         service_account: "cart".into(),
