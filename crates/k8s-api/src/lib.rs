@@ -4,6 +4,7 @@
 //!   [`sidecar`], [`peer_authentication`]; what they share is in [`meta`].
 //! - [`mesh_config`]: MeshConfig and meshNetworks with Istio's defaults and merge rules.
 //! - [`core`]: the Kubernetes kinds a mesh needs, with only the fields it needs.
+//! - [`pod`]: the pod types with all their fields, for those who write pods.
 //! - [`yaml`]: manifests to [`object::Object`]s, with errors and unknown fields located by file, line and path.
 //! - [`crd`]: CustomResourceDefinitions made from the types.
 //!
@@ -21,6 +22,7 @@ pub mod mesh_config;
 pub mod meta;
 pub mod object;
 pub mod peer_authentication;
+pub mod pod;
 pub mod service_entry;
 pub mod sidecar;
 pub mod virtual_service;

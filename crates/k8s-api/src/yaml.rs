@@ -198,6 +198,19 @@ impl<T> Parsed<T> {
     }
 }
 
+/// Reads every document of a text as it is written, also of kinds that nobody here knows. Empty documents are skipped.
+///
+/// # Errors
+/// The first document that is not YAML.
+pub fn parse_values(text: &str, origin: &str) -> Result<Vec<Value>, YamlError> {
+    let origin: Arc<str> = origin.into();
+    let mut values = Vec::new();
+    for part in split(text) {
+        values.extend(parse_tree(&part, &origin, &Limits::default())?.map(|tree| tree.to_json()));
+    }
+    Ok(values)
+}
+
 /// Reads one document as a value of type `T`. An empty text is `{}`.
 ///
 /// # Errors

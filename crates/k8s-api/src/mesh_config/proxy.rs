@@ -281,6 +281,36 @@ pub(super) fn default_values() -> Value {
     })
 }
 
+impl ProxyConfig {
+    /// Merges layers over this configuration; later ones win.
+    ///
+    /// # Errors
+    /// If a field has the wrong type.
+    pub fn with<'a>(&self, layers: impl IntoIterator<Item = &'a Value>) -> Result<Self, serde_json::Error> {
+        let mut merged = serde_json::to_value(self)?;
+        for layer in layers {
+            merge(&mut merged, layer);
+        }
+        serde_json::from_value(merged)
+    }
+
+    /// Returns the fields that differ from Istio's defaults.
+    pub fn changed(&self) -> Value {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(self) else { return json!({}) };
+        let plain = serde_json::to_value(Self::default()).unwrap_or_default();
+        let defaults = default_values();
+        fields.retain(|name, value| {
+            let default = defaults.get(name).or_else(|| plain.get(name));
+            default != Some(value)
+        });
+        // What is not set means the same.
+        if fields.get("interceptionMode").is_some_and(|mode| mode == "REDIRECT") {
+            fields.remove("interceptionMode");
+        }
+        Value::Object(fields)
+    }
+}
+
 /// Merges field by field, `proxyMetadata` key by key.
 pub(super) fn merge(slot: &mut Value, value: &Value) {
     let metadata = slot.get("proxyMetadata").cloned();
