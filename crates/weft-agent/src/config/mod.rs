@@ -122,7 +122,7 @@ impl Config {
         let proxy = proxy::load(args, environment, read, &pod.annotations, &mut warnings)?;
         let ports = Ports {
             admin: proxy.proxy_admin_port,
-            status: proxy.status_port,
+            status: status_port(&pod.annotations)?.unwrap_or(proxy.status_port),
             envoy_status: environment.parse("ENVOY_STATUS_PORT", "a port")?.unwrap_or(15021),
             envoy_prometheus: environment.parse("ENVOY_PROMETHEUS_PORT", "a port")?.unwrap_or(15090),
         };
@@ -170,6 +170,17 @@ impl Config {
             node,
         })
     }
+}
+
+/// Reads the port of the status that a pod chose for itself; 0 only turns probes of the proxy off.
+fn status_port(annotations: &BTreeMap<String, String>) -> Result<Option<u16>, ConfigError> {
+    const NAME: &str = "status.sidecar.istio.io/port";
+    let Some(text) = annotations.get(NAME) else { return Ok(None) };
+    let port: u16 = text
+        .trim()
+        .parse()
+        .map_err(|_| ConfigError::variable("annotation", format!("{NAME}: {text:?} is not a port")))?;
+    Ok((port != 0).then_some(port))
 }
 
 /// Refuses what would break the workload if it were passed over, and tells of the rest.
