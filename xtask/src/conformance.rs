@@ -4,6 +4,7 @@
 //! case of the list that fails is an error, and one that passes without being in it is named.
 
 mod envoy;
+mod inject;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -51,6 +52,13 @@ enum Corpus {
         #[command(flatten)]
         ratchet: Ratchet,
     },
+    /// Inject the workloads of DIR and compare what users and tools depend on with what Istio does
+    Inject {
+        /// The folder of workloads
+        dir: PathBuf,
+        #[command(flatten)]
+        ratchet: Ratchet,
+    },
     /// Start every proxy of scenarios in DIR as a stock Envoy that weftd configures, which must take everything
     Envoy {
         /// The folder of scenarios
@@ -87,6 +95,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let outcome = simulation(&build_weftctl()?, dir)?;
             judge("simulation", &outcome, ratchet)
         }
+        Corpus::Inject { dir, ratchet } => {
+            let outcome = inject::run(&build_weftctl()?, dir)?;
+            judge("inject", &outcome, ratchet)
+        }
         Corpus::Envoy { dir, names, all, ratchet } => {
             let selection = match (all, names.as_slice()) {
                 (true, _) => Selection::All,
@@ -102,6 +114,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 pub(crate) fn ratchet(corpus: &str, dir: &Path) -> anyhow::Result<()> {
     let weftctl = build_weftctl()?;
     let outcome = match corpus {
+        "inject" => inject::run(&weftctl, dir)?,
         "xds" => xds(&weftctl, dir, &workspace::root().join("target/conformance/xds"))?,
         _ => simulation(&weftctl, dir)?,
     };

@@ -1,6 +1,7 @@
-//! Weft's command line: what a proxy would get, and what would become of a call, from manifests alone.
+//! Weft's command line: what a proxy would get, what would become of a call, and pods with proxies, from manifests alone.
 
 mod case;
+mod inject;
 mod mesh;
 mod nodes;
 mod simulate;
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     /// Print what each proxy of a case gets, as {proxy: {clusters, listeners, routes, endpoints}} in protobuf JSON
     Translate(translate::Args),
+    /// Print manifests with a proxy in every pod that should have one
+    Inject(inject::Args),
     /// Print how each proxy of a case introduces itself, as {meshConfig, nodes: {proxy: node}}: what a bootstrap of
     /// Envoy and `weftd --mesh-config` take
     Nodes(nodes::Args),
@@ -31,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Translate(args) => translate::run(&args),
+        Command::Inject(args) => inject::run(&args),
         Command::Nodes(args) => nodes::run(&args),
         Command::Simulate(args) => simulate::run(&args),
     };

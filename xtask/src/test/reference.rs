@@ -39,11 +39,13 @@ pub(super) fn comparisons() -> anyhow::Result<Vec<(&'static str, Comparison)>> {
         println!("\nskipped: comparisons with the reference material, which is not at {}", shared.display());
         return Ok(Vec::new());
     }
-    let (xds, simulation, envoys) = (shared.clone(), shared.clone(), shared.join("conformance/xds"));
+    let (xds, simulation, inject) = (shared.clone(), shared.clone(), shared.clone());
+    let envoys = shared.join("conformance/xds");
     Ok(vec![
         ("crd parity", Box::new(move || crd_parity(&shared))),
         ("conformance xds", Box::new(move || conformance("xds", &xds))),
         ("conformance simulation", Box::new(move || conformance("simulation", &simulation))),
+        ("conformance inject", Box::new(move || conformance("inject", &inject))),
         ("conformance envoy", Box::new(move || verdict(crate::conformance::slice_in_envoys(&envoys)))),
     ])
 }
