@@ -7,9 +7,10 @@
 use crate::scope::ScopeKey;
 use crate::shared::Shared;
 use model::proxy::{Interception, ProxyRole};
-use model::{Labels, Locality, MtlsMode, Namespace, ObjectKey, ServiceKey, Str};
+use model::{Labels, Locality, MtlsMode, Namespace, ObjectKey, ProxySettings, ServiceKey, Str};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// Everything that was decided about a proxy, one audience a family of generators. Parts are shared so that
 /// comparing and hashing them is cheap.
@@ -109,6 +110,8 @@ pub struct Switches {
     /// Names of extensions that the proxy lists and that stock Envoy lacks (`istio.…`): only these may be sent
     /// beyond the stock ones.
     pub extensions: BTreeSet<Str>,
+    /// `PROXY_CONFIG`, or the mesh's settings of proxies.
+    pub proxy: Arc<ProxySettings>,
     /// `REQUESTED_NETWORK_VIEW`: the networks whose endpoints it may see; empty for all.
     pub network_view: BTreeSet<Str>,
 }

@@ -102,6 +102,7 @@ mod tests {
             interception: model::proxy::Interception::None,
             has_identity: false,
             metadata: std::collections::BTreeMap::new(),
+            settings: None,
             extensions: Vec::new(),
         };
         let view = MeshView::default();

@@ -12,15 +12,17 @@
 //! | `CLUSTER_ID` | its cluster: a workload elsewhere is not behind this cluster's Services | this cluster |
 //! | `INSTANCE_IPS` | its addresses, comma separated | none: IPv4 is assumed |
 //! | `PROXY_TYPE` | `sidecar`, `router` (a gateway) or `grpc` | `router`; `grpc` for gRPC libraries |
+//! | `PROXY_CONFIG` | settings of its own instead of the mesh's `defaultConfig` | the mesh's |
 //! | `WORKLOAD_IDENTITY` | `true` if it has a workload certificate from a static cluster `sds-grpc` | `false` (Istio ids: `true`) |
 
 use model::proxy::{Interception, ProxyRole};
-use model::{Labels, Locality, Namespace, Proxy, Str, WorkloadId};
+use model::{Labels, Locality, Namespace, Proxy, ProxySettings, Str, WorkloadId};
 use proto::envoy::config::core::v3::Node;
 use proto::google::protobuf::value::Kind;
 use proto::google::protobuf::{Struct, Value};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A node that cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +86,7 @@ pub fn parse(node: &Node, domain: &str) -> Result<Proxy, NodeError> {
         },
         has_identity: metadata.flag("WORKLOAD_IDENTITY").unwrap_or(id.has_identity),
         metadata: metadata.scalars(),
+        settings: metadata.settings("PROXY_CONFIG"),
         extensions: extensions(node),
     })
 }
@@ -223,6 +226,26 @@ impl Metadata<'_> {
         labels.fields.iter().filter_map(|(key, value)| Some((key.as_str(), text(value)?))).collect()
     }
 
+    /// Returns the settings of a ProxyConfig. Whoever started the proxy has checked it: what cannot be used counts as not
+    /// said.
+    fn settings(&self, name: &str) -> Option<Arc<ProxySettings>> {
+        let Some(Kind::StructValue(config)) = self.get(name) else { return None };
+        let get = |path: &str| {
+            let mut fields = config;
+            let mut parts = path.split('.').peekable();
+            loop {
+                let kind = fields.fields.get(parts.next()?)?.kind.as_ref()?;
+                match (kind, parts.peek()) {
+                    (Kind::StructValue(inner), Some(_)) => fields = inner,
+                    (Kind::StructValue(_), None) => return Some(String::new()),
+                    (_, None) => return scalar(kind),
+                    _ => return None,
+                }
+            }
+        };
+        Some(Arc::new(ProxySettings::read(&get, &mut |_, _| {})))
+    }
+
     /// Returns every scalar, by name, and `PROXY_CONFIG` and other structures not at all.
     fn scalars(&self) -> BTreeMap<Str, Str> {
         let fields = self.fields.into_iter().flat_map(|metadata| &metadata.fields);
@@ -274,6 +297,26 @@ mod tests {
         assert_eq!(proxy.ips.len(), 2);
         assert_eq!(proxy.namespace.as_str(), "other");
         assert!(!proxy.has_identity);
+    }
+
+    #[test]
+    fn a_proxy_brings_its_own_settings() {
+        let parse_config = |json: serde_json::Value| {
+            let node = serde_json::json!({ "id": "x", "metadata": { "PROXY_CONFIG": json } });
+            let bytes = proto::json::from_json(&<Node as prost::Name>::type_url(), &node).unwrap();
+            parse(&<Node as prost::Message>::decode(bytes).unwrap(), "cluster.local").unwrap().settings
+        };
+        let config = serde_json::json!({
+            "gatewayTopology": { "numTrustedProxies": 3, "proxyProtocol": {} },
+            "proxyHeaders": { "server": { "value": "own" }, "requestId": { "disabled": true } },
+            "connectionSettings": { "httpIdleTimeout": "soon" },
+        });
+        let settings = parse_config(config).expect("there are some");
+        assert_eq!((settings.num_trusted_proxies, settings.proxy_protocol), (3, true));
+        assert!(settings.headers.no_request_id);
+        assert_eq!(settings.connection.idle_timeout, None);
+        assert_eq!(parse_config(serde_json::json!({})), Some(Arc::default()));
+        assert_eq!(parse_config(serde_json::json!("text")), None);
     }
 
     #[test]

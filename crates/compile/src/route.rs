@@ -53,14 +53,25 @@ pub fn outbound(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience, nam
             virtual_hosts.push(sidecar::catch_all(destinations));
         }
     }
+    without_attempts(audience, &mut virtual_hosts);
     Some(virtual_host::resource(&rest, &virtual_hosts))
+}
+
+/// Leaves out what proxies of this audience are not to say of attempts.
+fn without_attempts(audience: &OutboundAudience, virtual_hosts: &mut [virtual_host::Draft]) {
+    if audience.switches.proxy.headers.no_attempt_count {
+        for draft in virtual_hosts {
+            draft.host.include_request_attempt_count = false;
+        }
+    }
 }
 
 /// Returns the route configuration of requests that no listener for a service takes, which is part of a listener.
 pub fn unknown_hosts(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience) -> RouteConfiguration {
-    let last = sidecar::catch_all(Destinations { mesh, scope, audience });
+    let mut virtual_hosts = [sidecar::catch_all(Destinations { mesh, scope, audience })];
+    without_attempts(audience, &mut virtual_hosts);
     RouteConfiguration {
-        virtual_hosts: vec![last.into_message()],
+        virtual_hosts: virtual_hosts.map(virtual_host::Draft::into_message).into(),
         ..virtual_host::configuration(names::ALLOW_ANY_DYNAMIC_DNS)
     }
 }
@@ -80,7 +91,8 @@ pub fn gateway(
         return None;
     }
     let destinations = Destinations { mesh, scope, audience };
-    let virtual_hosts = gateway::virtual_hosts(destinations, &servers);
+    let mut virtual_hosts = gateway::virtual_hosts(destinations, &servers);
+    without_attempts(audience, &mut virtual_hosts);
     Some(virtual_host::resource(&virtual_host::configuration(name), &virtual_hosts))
 }
 

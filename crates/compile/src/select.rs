@@ -11,6 +11,7 @@ use crate::scope;
 use crate::shared::Shared;
 use model::labels::topology;
 use model::proxy::{Interception, ProxyRole};
+use model::proxy_settings::parse_duration;
 use model::service::{Address, Registry, TargetPort};
 use model::sidecar::{CaptureMode, IngressEndpoint};
 use model::view::ServiceRow;
@@ -20,7 +21,6 @@ use model::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 /// Istio's filter for exchanging workload metadata over TCP, negotiated by ALPN.
 const METADATA_EXCHANGE: &str = "istio.metadata_exchange";
@@ -189,6 +189,7 @@ fn switches(mesh: &Mesh<'_>, proxy: &Proxy) -> Switches {
         client_certificates: files("TLS_CLIENT_CERT_CHAIN", "TLS_CLIENT_KEY", "TLS_CLIENT_ROOT_CERT"),
         server_certificates: files("TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT"),
         extensions: istio_extensions(proxy),
+        proxy: proxy.settings.clone().unwrap_or_else(|| mesh.config().proxy.clone()),
         network_view: text("REQUESTED_NETWORK_VIEW")
             .map(|text| {
                 text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Str::from).collect()
@@ -204,30 +205,6 @@ fn istio_extensions(proxy: &Proxy) -> BTreeSet<Str> {
         return BTreeSet::from([METADATA_EXCHANGE.into()]);
     }
     proxy.extensions.iter().filter(|name| name.starts_with("istio")).cloned().collect()
-}
-
-/// Parses Go's notation, such as `1h30m`, `5s` or `250ms`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let amount: f64 = rest[..digits].parse().ok()?;
-        let unit_end =
-            rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
-        let seconds = match &rest[digits..unit_end] {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        total += Duration::try_from_secs_f64(amount * seconds).ok()?;
-        rest = &rest[unit_end..];
-    }
-    Some(total)
 }
 
 /// Returns the services that the workload is behind, oldest first.

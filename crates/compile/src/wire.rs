@@ -5,12 +5,15 @@
 use crate::names;
 use model::ObjectKey;
 use model::route::{Denominator, Percent, StringMatch};
+use proto::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
+use proto::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use proto::envoy::config::core::v3::{
     Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Pipe, RuntimeFractionalPercent,
     SocketAddress, TypedExtensionConfig, address, config_source, socket_address,
 };
 use proto::envoy::config::listener::v3::{Filter, ListenerFilter, filter, listener_filter};
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter};
+use proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use proto::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use proto::envoy::r#type::v3::FractionalPercent;
@@ -167,6 +170,15 @@ pub fn metadata(key: &str, fields: Struct) -> Metadata {
 /// Returns the metadata that names the object which something was made from: `istio: {config: <path>}`.
 pub fn config_metadata(object: &ObjectKey) -> Metadata {
     metadata(ISTIO_METADATA, structure([("config", names::config_path(object).into())]))
+}
+
+/// Keeps the case of HTTP/1.1 headers.
+pub(crate) fn preserve_case() -> HeaderKeyFormat {
+    let formatter = TypedExtensionConfig {
+        name: "preserve_case".to_owned(),
+        typed_config: Some(proto::any(&PreserveCaseFormatterConfig::default())),
+    };
+    HeaderKeyFormat { header_format: Some(HeaderFormat::StatefulFormatter(formatter)) }
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use crate::destination_rule::{
 };
 use crate::sidecar::OutboundTrafficPolicy;
 use crate::virtual_service::Retries;
-use crate::{Namespace, Str};
+use crate::{Namespace, ProxySettings, Str};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Mesh-wide settings. [`MeshConfig::default`] is Istio's.
@@ -69,12 +70,8 @@ pub struct MeshConfig {
     pub access_log_json: bool,
     /// Whether listeners log connections that no filter chain takes.
     pub listener_log: bool,
-    /// Proxies ahead of gateways that are trusted to set `x-forwarded-for`.
-    pub num_trusted_proxies: u32,
-    /// Client certificate forwarding on gateways.
-    pub forward_client_cert: ForwardClientCert,
-    /// Whether gateways expect the PROXY protocol.
-    pub gateway_proxy_protocol: bool,
+    /// Settings of proxies that bring none of their own.
+    pub proxy: Arc<ProxySettings>,
     /// How long replaced listeners drain.
     pub drain_duration: Duration,
 }
@@ -115,9 +112,7 @@ impl Default for MeshConfig {
             access_log_format: "".into(),
             access_log_json: false,
             listener_log: true,
-            num_trusted_proxies: 0,
-            forward_client_cert: ForwardClientCert::Undefined,
-            gateway_proxy_protocol: false,
+            proxy: Arc::default(),
             drain_duration: Duration::from_secs(45),
         }
     }
@@ -136,16 +131,4 @@ pub enum PathNormalization {
     MergeSlashes,
     /// `%2F` and `%5C` are decoded as well.
     DecodeAndMergeSlashes,
-}
-
-/// What a gateway does with `x-forwarded-client-cert`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each variant is Envoy's mode of the same name")]
-pub enum ForwardClientCert {
-    Undefined,
-    Sanitize,
-    ForwardOnly,
-    AppendForward,
-    SanitizeSet,
-    AlwaysForwardOnly,
 }

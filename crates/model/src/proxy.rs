@@ -1,8 +1,9 @@
 //! A data-plane client: who it says it is and what it can take.
 
-use crate::{Labels, Locality, Namespace, Str, WorkloadId};
+use crate::{Labels, Locality, Namespace, ProxySettings, Str, WorkloadId};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What a proxy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +60,8 @@ pub struct Proxy {
     pub has_identity: bool,
     /// Further metadata that changes what it is sent, by its name in `Node.metadata`.
     pub metadata: BTreeMap<Str, Str>,
+    /// Its own settings, if it brings any: they replace the mesh's altogether.
+    pub settings: Option<Arc<ProxySettings>>,
     /// Names of the extensions that it lists and stock Envoy lacks. If it lists stock ones only, one of these; if it lists
     /// none, empty.
     pub extensions: Vec<Str>,

@@ -159,6 +159,7 @@ fn proxy(number: usize, namespaces: usize) -> Proxy {
         interception: Interception::Redirect,
         has_identity: true,
         metadata: BTreeMap::new(),
+        settings: None,
         extensions: Vec::new(),
     }
 }

@@ -21,6 +21,8 @@ pub struct Context {
     pub default_export_to: DefaultExportTo,
     /// Selectors of the namespaces that are a part of the mesh; none for all.
     pub discovery: Vec<NamespaceSelector>,
+    /// Whether a ServiceEntry is for its own namespace at most, whatever it says.
+    pub private_service_entries: bool,
 }
 
 /// Who sees objects that do not say it, written as `exportTo` is. An empty list means everybody.
@@ -45,6 +47,7 @@ impl Context {
             cluster: cluster.into(),
             default_export_to: DefaultExportTo::default(),
             discovery: Vec::new(),
+            private_service_entries: false,
         }
     }
 

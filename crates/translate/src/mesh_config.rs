@@ -9,9 +9,11 @@ use crate::traffic_policy::{client_tls, connection_pool, locality_lb, outlier_de
 use crate::virtual_service::{Scope, destination, unknown};
 use k8s_api::mesh_config as api;
 use model::destination_rule::{ClientTls, ClientTlsMode, H2Upgrade, LocalityLb};
-use model::mesh_config::{ForwardClientCert, PathNormalization};
+use model::mesh_config::PathNormalization;
 use model::sidecar::{OutboundMode, OutboundTrafficPolicy};
-use model::{Kind, MeshConfig, Namespace, ObjectKey, Str};
+use model::{Kind, MeshConfig, Namespace, ObjectKey, ProxySettings, Str};
+use serde_json::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The mesh-wide settings, and what they mean for translating objects.
@@ -41,11 +43,13 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
             destination_rule: texts(&object.default_destination_rule_export_to),
         },
         discovery: discovery::selectors(&at.field("discoverySelectors"), &object.discovery_selectors),
+        private_service_entries: service_entries_are_private(
+            &at.field("serviceEntryVisibility"),
+            object.service_entry_visibility.as_ref(),
+        ),
     };
     let default = MeshConfig::default();
-    let topology = object.default_config.gateway_topology.as_ref();
     let at_proxy = at.field("defaultConfig");
-    let at_topology = at_proxy.field("gatewayTopology");
     let policy = object.default_traffic_policy.as_ref();
     let at_policy = at.field("defaultTrafficPolicy");
     let config = MeshConfig {
@@ -108,12 +112,7 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
         access_log_format: object.access_log_format.as_str().into(),
         access_log_json: access_log_json(&at.field("accessLogEncoding"), &object.access_log_encoding),
         listener_log: !object.disable_envoy_listener_log,
-        num_trusted_proxies: topology.map_or(0, |topology| topology.num_trusted_proxies),
-        forward_client_cert: forward_client_cert(
-            &at_topology.field("forwardClientCertDetails"),
-            topology.and_then(|topology| topology.forward_client_cert_details.as_ref()),
-        ),
-        gateway_proxy_protocol: topology.is_some_and(|topology| topology.proxy_protocol.is_some()),
+        proxy: Arc::new(proxy_settings(&at_proxy, &object.default_config)),
         drain_duration: positive(
             &at_proxy,
             "drainDuration",
@@ -232,17 +231,55 @@ fn access_log_json(at: &At<'_>, given: &api::AccessLogEncoding) -> bool {
     }
 }
 
-fn forward_client_cert(at: &At<'_>, given: Option<&api::ForwardClientCertDetails>) -> ForwardClientCert {
-    match given {
-        None | Some(api::ForwardClientCertDetails::Undefined) => ForwardClientCert::Undefined,
-        Some(api::ForwardClientCertDetails::Sanitize) => ForwardClientCert::Sanitize,
-        Some(api::ForwardClientCertDetails::ForwardOnly) => ForwardClientCert::ForwardOnly,
-        Some(api::ForwardClientCertDetails::AppendForward) => ForwardClientCert::AppendForward,
-        Some(api::ForwardClientCertDetails::SanitizeSet) => ForwardClientCert::SanitizeSet,
-        Some(api::ForwardClientCertDetails::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
-        Some(api::ForwardClientCertDetails::Other(value)) => {
-            unknown(at, value, api::ForwardClientCertDetails::VALUES);
-            ForwardClientCert::Undefined
+/// Translates the settings of proxies that bring none of their own.
+fn proxy_settings(at: &At<'_>, given: &api::ProxyConfig) -> ProxySettings {
+    let json = serde_json::to_value(given).unwrap_or_default();
+    let get = |path: &str| match json.pointer(&format!("/{}", path.replace('.', "/")))? {
+        Value::Object(_) => Some(String::new()),
+        Value::String(text) => Some(text.clone()),
+        Value::Null | Value::Array(_) => None,
+        other => Some(other.to_string()),
+    };
+    let mut refused = Vec::new();
+    let settings = ProxySettings::read(&get, &mut |path, reason| refused.push((path.to_owned(), reason)));
+    for (path, reason) in refused {
+        at.field(&path).reject(reason);
+    }
+    let exchange =
+        given.proxy_headers.as_ref().and_then(|headers| headers.metadata_exchange_headers.as_ref());
+    if exchange.is_some() {
+        at.field("proxyHeaders.metadataExchangeHeaders")
+            .warn("has no effect: stock Envoy does not exchange metadata in headers");
+    }
+    let connection = given.connection_settings.as_ref();
+    for (field, is_set) in [
+        (
+            "clusterPerConnectionBufferLimitBytes",
+            connection.is_some_and(|given| given.cluster_per_connection_buffer_limit_bytes.is_some()),
+        ),
+        (
+            "listenerConnectionLimit",
+            connection.is_some_and(|given| given.listener_connection_limit.is_some()),
+        ),
+    ] {
+        if is_set {
+            at.field(&format!("connectionSettings.{field}")).warn("has no effect, as in what Istio sends");
         }
     }
+    settings
+}
+
+/// Returns whether ServiceEntries are for their own namespaces at most. Which values there are besides is not documented.
+fn service_entries_are_private(at: &At<'_>, given: Option<&Value>) -> bool {
+    let Some(Value::Object(fields)) = given else { return false };
+    for name in
+        fields.keys().filter(|name| !["defaultVisibility", "applyToSidecars"].contains(&name.as_str()))
+    {
+        at.field(name).warn("is not known and has no effect");
+    }
+    let visibility = fields.get("defaultVisibility").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(visibility, "" | "NAMESPACE" | "PUBLIC") {
+        at.field("defaultVisibility").warn(format!("{visibility:?} is not known and has no effect"));
+    }
+    visibility == "NAMESPACE" && fields.get("applyToSidecars").and_then(Value::as_bool) == Some(true)
 }

@@ -11,7 +11,9 @@ use crate::virtual_service::unknown;
 use crate::workload_entry;
 use k8s_api::service_entry as api;
 use model::service::{Registry, Resolution, TargetPort, Vip};
-use model::{ExportTo, Hostname, Kind, Labels, Meta, Protocol, Service, ServiceKey, ServicePort, Str};
+use model::{
+    ExportTo, Hostname, Kind, Labels, Meta, Namespace, Protocol, Service, ServiceKey, ServicePort, Str,
+};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -36,6 +38,7 @@ pub fn service_entry(context: &Context, object: &api::ServiceEntry) -> Translate
     let own = meta.key.namespace.as_str();
     let export_to =
         export_to(&at.field("exportTo"), &spec.export_to, own, exports, ExportRules::AllowsNobody);
+    let export_to = if context.private_service_entries { own_at_most(&export_to, own) } else { export_to };
     let mesh_external = match &spec.location {
         None | Some(api::Location::MeshExternal) => true,
         Some(api::Location::MeshInternal) => false,
@@ -65,6 +68,15 @@ pub fn is_auto_allocated(object: &api::ServiceEntry) -> bool {
         Some(api::Resolution::Static | api::Resolution::Dns | api::Resolution::DnsRoundRobin)
     );
     object.spec.addresses.is_empty() && can_use && !opts_out
+}
+
+/// Leaves at most the entry's own namespace.
+fn own_at_most(export_to: &ExportTo, own: &str) -> ExportTo {
+    let own = Namespace::new(own);
+    match export_to.includes(&own) {
+        true => ExportTo::Namespaces([own].into()),
+        false => ExportTo::Nobody,
+    }
 }
 
 /// What the services of all hosts share.

@@ -44,6 +44,8 @@ pub(super) struct Http {
     pub(super) common: Option<CommonOptions>,
     pub(super) upstream: Option<UpstreamHttpProtocolOptions>,
     pub(super) error_matcher: Option<MatchPredicate>,
+    /// Whether HTTP/1.1 headers keep their case.
+    pub(super) preserve_case: bool,
 }
 
 impl Http {
@@ -57,20 +59,22 @@ impl Http {
 
     /// Returns the message; nothing if every option has its default.
     fn into_message(self) -> Option<HttpProtocolOptions> {
-        let Self { protocol, common, upstream, error_matcher } = self;
-        let plain = common.is_none() && upstream.is_none() && error_matcher.is_none();
+        let Self { protocol, common, upstream, error_matcher, preserve_case } = self;
+        let plain = common.is_none() && upstream.is_none() && error_matcher.is_none() && !preserve_case;
+        let http1 = || Http1ProtocolOptions {
+            header_key_format: preserve_case.then(wire::preserve_case),
+            ..Http1ProtocolOptions::default()
+        };
         let explicit = |config| {
             UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) })
         };
         let protocol = match protocol {
             Protocol::Default if plain => return None,
-            Protocol::Default => {
-                explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()))
-            }
+            Protocol::Default => explicit(ProtocolConfig::HttpProtocolOptions(http1())),
             Protocol::Http2(options) => explicit(ProtocolConfig::Http2ProtocolOptions(*options)),
             Protocol::Downstream => {
                 UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-                    http_protocol_options: Some(Http1ProtocolOptions::default()),
+                    http_protocol_options: Some(http1()),
                     http2_protocol_options: Some(Http2ProtocolOptions::default()),
                     http3_protocol_options: None,
                 })

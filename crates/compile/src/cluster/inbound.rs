@@ -40,6 +40,7 @@ pub fn inbound(mesh: &Mesh<'_>, _scope: &Scope, audience: &InboundAudience) -> V
         context.ports().into_iter().map(|port| context.port(&port, own())).collect()
     };
     let mut others = passthrough(context.config, INBOUND_PASSTHROUGH_CLUSTER);
+    others.http.preserve_case = context.audience.switches.proxy.headers.preserve_case;
     others.cluster.upstream_bind_config = Some(bind_to_either_loopback(audience.families));
     resources.push(others.finish());
     resources
@@ -199,6 +200,8 @@ impl<'a> Context<'_, 'a> {
         } else if protocol.is_unsupported() {
             draft.http.protocol = Protocol::Downstream;
         }
+        let may_be_http = protocol.is_http() || protocol.is_unsupported();
+        draft.http.preserve_case = may_be_http && self.audience.switches.proxy.headers.preserve_case;
         let rule = match (own_pool, service) {
             (None, Some((service, _))) => {
                 let key = &service.key;

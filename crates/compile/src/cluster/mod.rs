@@ -99,6 +99,7 @@ pub fn fixed(mesh: &Mesh<'_>, scope: &Scope, audience: &OutboundAudience) -> Vec
             let resolved = resolves.then(|| dynamic::unknown_hosts(config, audience));
             let others = [passthrough(config, PASSTHROUGH_CLUSTER)].into_iter().chain(resolved);
             let others = others.map(|mut draft| {
+                draft.http.preserve_case = audience.switches.proxy.headers.preserve_case;
                 if exchanges_metadata(&audience.switches) {
                     draft.exchange_metadata();
                 }

@@ -148,6 +148,8 @@ impl Context<'_> {
         }
         if form == Form::Outbound {
             draft.http.protocol = self.protocol(port);
+            let may_be_http = port.protocol.is_http() || port.protocol.is_unsupported();
+            draft.http.preserve_case = may_be_http && self.audience.switches.proxy.headers.preserve_case;
         }
         draft.apply_connection_pool(self.config, blocks.connection_pool, blocks.retry_budget);
         draft.apply_upgrade(self.config, blocks.connection_pool, port.protocol);

@@ -22,6 +22,9 @@ use proto::envoy::config::listener::v3::{AdditionalAddress, Listener};
 use proto::resource::{Needs, Resource};
 use std::collections::BTreeSet;
 
+/// Says of a VirtualService that its routes are those of the Gateway API.
+const ROUTE_SEMANTICS: &str = "internal.istio.io/route-semantics";
+
 /// Returns all listeners of a gateway. An address on which no server has anything to do is not bound.
 pub fn gateway(
     mesh: &Mesh<'_>,
@@ -63,7 +66,7 @@ fn listener(l4: L4<'_, '_>, bound: &BoundListener<'_>) -> Option<Resource> {
     if chains.is_empty() {
         return None;
     }
-    let proxy_protocol = context.config.gateway_proxy_protocol.then(inspector::proxy_protocol);
+    let proxy_protocol = context.switches.proxy.proxy_protocol.then(inspector::proxy_protocol);
     let tls = bound.servers.iter().any(BoundServer::is_tls).then(inspector::tls);
     let mut needs = Needs::default();
     let listener = Listener {
@@ -81,6 +84,12 @@ fn listener(l4: L4<'_, '_>, bound: &BoundListener<'_>) -> Option<Resource> {
             .map(|chain| chain.with_handshake_limit().into_message(&mut needs))
             .collect(),
         listener_filters: proxy_protocol.into_iter().chain(tls).collect(),
+        per_connection_buffer_limit_bytes: context
+            .switches
+            .proxy
+            .connection
+            .listener_buffer
+            .and_then(wire::u32_value),
         traffic_direction: TrafficDirection::Outbound.into(),
         connection_balance_config: exact_balance(context.switches.outbound_exact_balance),
         max_connections_to_accept_per_socket_event: wire::u32_value(ACCEPTS_AT_ONCE),
@@ -150,9 +159,8 @@ fn tcp_chains(l4: L4<'_, '_>, server: &BoundServer<'_>) -> Vec<Chain> {
         Some(_) => {
             let Some(server_names) = server_names(&hosts(server)) else { return Vec::new() };
             let condition = Condition { server_names, ..Condition::default() };
-            terminated(l4, server, condition, Application::Tcp, |server| tcp_rule(l4, server))
-                .into_iter()
-                .collect()
+            let whole = terminated(l4, server, condition, Application::Tcp, |server| tcp_rule(l4, server));
+            whole.map_or_else(|| terminated_chains(l4, server), |chain| vec![chain])
         }
     }
 }
@@ -172,12 +180,34 @@ fn tcp_rule(l4: L4<'_, '_>, server: &BoundServer<'_>) -> Option<super::chain::Fi
     None
 }
 
-/// Returns a chain for each TLS match of the rules that apply. The same server names are taken once.
+/// Returns a chain for each TLS match of the rules that apply.
 fn passthrough_chains(l4: L4<'_, '_>, server: &BoundServer<'_>) -> Vec<Chain> {
+    let chains = sni_chains(l4, server, |_| true).into_iter();
+    chains.map(|(condition, filters)| Chain::new(condition, filters)).collect()
+}
+
+/// Returns a chain for each TLS match of rules with the semantics of the Gateway API, where a route by server names is
+/// also for servers that open TLS. Other rules mean TLS that stays closed.
+fn terminated_chains(l4: L4<'_, '_>, server: &BoundServer<'_>) -> Vec<Chain> {
+    let of_gateway_api = |vs: &VirtualService| vs.meta.annotations.get(ROUTE_SEMANTICS) == Some("gateway");
+    let chains = sni_chains(l4, server, of_gateway_api).into_iter();
+    chains
+        .filter_map(|(condition, filters)| {
+            terminated(l4, server, condition, Application::Tcp, |_| Some(filters))
+        })
+        .collect()
+}
+
+/// Returns what each TLS match of the rules that apply and are `wanted` comes to. The same server names are taken once.
+fn sni_chains(
+    l4: L4<'_, '_>,
+    server: &BoundServer<'_>,
+    wanted: impl Fn(&VirtualService) -> bool,
+) -> Vec<(Condition, super::chain::Filters)> {
     let declared = server.server;
     let mut taken: BTreeSet<&Hostname> = BTreeSet::new();
     let mut chains = Vec::new();
-    for vs in rules(l4, server) {
+    for vs in rules(l4, server).into_iter().filter(|vs| wanted(vs)) {
         for rule in &vs.tls {
             for condition in &rule.matches {
                 let hosts = &condition.sni_hosts;
@@ -190,7 +220,7 @@ fn passthrough_chains(l4: L4<'_, '_>, server: &BoundServer<'_>) -> Vec<Chain> {
                 let filters = l4.to_destinations(&rule.route, vs, declared.port, declared.protocol);
                 if let (Some(server_names), Some(filters)) = (server_names(hosts), filters) {
                     let condition = Condition { server_names, ..Condition::default() };
-                    chains.push(Chain::new(condition, filters));
+                    chains.push((condition, filters));
                 }
             }
         }

@@ -4,7 +4,12 @@ use super::chain::Filters;
 use super::{Context, access_log};
 use crate::wire;
 use model::Protocol;
-use model::mesh_config::{ForwardClientCert, MeshConfig, PathNormalization};
+use model::mesh_config::PathNormalization;
+use model::proxy_settings::{
+    ClientCertDetails, ConnectionSettings, EscapedSlashes, ForwardClientCert, ProxyHeaders, ServerHeader,
+    Underscores,
+};
+use proto::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use proto::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions};
 use proto::envoy::config::route::v3::{RouteConfiguration, route, route_action};
 use proto::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
@@ -15,8 +20,8 @@ use proto::envoy::extensions::filters::http::grpc_stats::v3 as grpc_stats;
 use proto::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use proto::envoy::extensions::filters::http::router::v3::Router;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, SetCurrentClientCertDetails,
-    UpgradeConfig,
+    ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
+    SetCurrentClientCertDetails, UpgradeConfig,
 };
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, RequestIdExtension,
@@ -70,6 +75,8 @@ struct Fixed {
     grpc_web: HttpFilter,
     before_routing: [HttpFilter; 3],
     router: HttpFilter,
+    /// The router that adds no headers of Envoy's own.
+    quiet_router: HttpFilter,
     request_id: Any,
 }
 
@@ -93,6 +100,10 @@ static FIXED: LazyLock<Fixed> = LazyLock::new(|| {
             wire::http_filter("envoy.filters.http.cors", &Cors::default()),
         ],
         router: wire::http_filter("envoy.filters.http.router", &Router::default()),
+        quiet_router: wire::http_filter(
+            "envoy.filters.http.router",
+            &Router { suppress_envoy_headers: true, ..Router::default() },
+        ),
         request_id: proto::any(&request_id),
     }
 });
@@ -108,9 +119,10 @@ pub(super) fn filters(context: &Context<'_>, http: Http) -> Filters {
 fn manager(context: &Context<'_>, http: Http, needs: &mut Needs) -> HttpConnectionManager {
     let Http { side, stat_prefix, routes, protocol, dns_caches } = http;
     let config = context.config;
+    let settings = &context.switches.proxy;
     let mut manager = HttpConnectionManager {
         stat_prefix,
-        http_filters: http_filters(protocol, dns_caches),
+        http_filters: http_filters(protocol, dns_caches, settings.headers.no_envoy_headers),
         access_log: access_log::requests(config),
         use_remote_address: wire::bool_value(side == Side::Gateway),
         proxy_100_continue: true,
@@ -133,6 +145,7 @@ fn manager(context: &Context<'_>, http: Http, needs: &mut Needs) -> HttpConnecti
     let http1 = Http1ProtocolOptions {
         accept_http_10: context.switches.http10,
         allow_absolute_url: (side == Side::ExplicitProxy).then(|| true.into()),
+        header_key_format: settings.headers.preserve_case.then(wire::preserve_case),
         ..Http1ProtocolOptions::default()
     };
     if http1 != Http1ProtocolOptions::default() {
@@ -142,23 +155,119 @@ fn manager(context: &Context<'_>, http: Http, needs: &mut Needs) -> HttpConnecti
         Side::Outbound | Side::ExplicitProxy => {}
         Side::Inbound => {
             SERVER_NAME.clone_into(&mut manager.server_name);
-            manager.forward_client_cert_details = ForwardClientCertDetails::AppendForward.into();
-            manager.set_current_client_cert_details = Some(client_certificate(false));
+            forward_client_cert(&mut manager, &settings.headers, ForwardClientCert::AppendForward, false);
             if protocol.is_http2() {
                 manager.http2_protocol_options = Some(Http2ProtocolOptions::default());
             }
         }
         Side::Gateway => {
             SERVER_NAME.clone_into(&mut manager.server_name);
-            manager.forward_client_cert_details = forwarding(config).into();
-            manager.set_current_client_cert_details = Some(client_certificate(true));
-            manager.xff_num_trusted_hops = config.num_trusted_proxies;
+            let mode = match settings.gateway_client_cert {
+                ForwardClientCert::Undefined => ForwardClientCert::SanitizeSet,
+                mode => mode,
+            };
+            forward_client_cert(&mut manager, &settings.headers, mode, true);
+            manager.xff_num_trusted_hops = settings.num_trusted_proxies;
         }
     }
+    apply_headers(&mut manager, &settings.headers);
+    apply_connection_settings(&mut manager, &settings.connection);
     manager
 }
 
-fn http_filters(protocol: Protocol, dns_caches: Vec<DnsCacheConfig>) -> Vec<HttpFilter> {
+/// Sets what happens to `x-forwarded-client-cert`: as the headers say, or as is usual here. `whole` says whether the
+/// certificate itself belongs to what is usual.
+fn forward_client_cert(
+    manager: &mut HttpConnectionManager,
+    headers: &ProxyHeaders,
+    usual: ForwardClientCert,
+    whole: bool,
+) {
+    let mode = match headers.forward_client_cert {
+        ForwardClientCert::Undefined => usual,
+        mode => mode,
+    };
+    let says_something = matches!(mode, ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet);
+    let usual = ClientCertDetails { subject: true, cert: whole, chain: false, dns: true, uri: true };
+    let details = headers.client_cert_details.or(says_something.then_some(usual));
+    manager.set_current_client_cert_details = details.map(|details| SetCurrentClientCertDetails {
+        subject: details.subject.then(|| true.into()),
+        cert: details.cert,
+        chain: details.chain,
+        dns: details.dns,
+        uri: details.uri,
+        ..SetCurrentClientCertDetails::default()
+    });
+    manager.forward_client_cert_details = match mode {
+        ForwardClientCert::Undefined | ForwardClientCert::Sanitize => ForwardClientCertDetails::Sanitize,
+        ForwardClientCert::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
+        ForwardClientCert::AppendForward => ForwardClientCertDetails::AppendForward,
+        ForwardClientCert::SanitizeSet => ForwardClientCertDetails::SanitizeSet,
+        ForwardClientCert::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
+    }
+    .into();
+}
+
+fn apply_headers(manager: &mut HttpConnectionManager, headers: &ProxyHeaders) {
+    match &headers.server {
+        ServerHeader::Default => {}
+        ServerHeader::Named(name) => manager.server_name = name.to_string(),
+        ServerHeader::PassedOn => {
+            manager.server_name.clear();
+            manager.server_header_transformation = ServerHeaderTransformation::PassThrough.into();
+        }
+    }
+    if headers.no_request_id {
+        manager.generate_request_id = wire::bool_value(false);
+    }
+    manager.append_x_forwarded_port = headers.forwarded_port;
+}
+
+fn apply_connection_settings(manager: &mut HttpConnectionManager, settings: &ConnectionSettings) {
+    let duration = |given: Option<Duration>| given.and_then(wire::duration);
+    let mut common = manager.common_http_protocol_options.take().unwrap_or_default();
+    common.idle_timeout = duration(settings.idle_timeout).or(common.idle_timeout);
+    common.max_connection_duration = duration(settings.max_connection_duration);
+    common.max_stream_duration = duration(settings.max_stream_duration);
+    if let Some(action) = settings.underscores {
+        common.headers_with_underscores_action = match action {
+            Underscores::Allow => HeadersWithUnderscoresAction::Allow,
+            Underscores::RejectRequest => HeadersWithUnderscoresAction::RejectRequest,
+            Underscores::DropHeader => HeadersWithUnderscoresAction::DropHeader,
+        }
+        .into();
+    }
+    if common != HttpProtocolOptions::default() {
+        manager.common_http_protocol_options = Some(common);
+    }
+    let streams = [settings.max_concurrent_streams, settings.stream_window, settings.connection_window];
+    if streams.iter().any(Option::is_some) {
+        let http2 = manager.http2_protocol_options.get_or_insert_default();
+        let [max_concurrent, stream, connection] = streams.map(|limit| limit.and_then(wire::u32_value));
+        http2.max_concurrent_streams = max_concurrent;
+        http2.initial_stream_window_size = stream;
+        http2.initial_connection_window_size = connection;
+    }
+    manager.drain_timeout = duration(settings.drain_timeout);
+    manager.request_timeout = duration(settings.request_timeout);
+    manager.request_headers_timeout = duration(settings.request_headers_timeout);
+    manager.stream_idle_timeout = duration(settings.stream_idle_timeout).or(manager.stream_idle_timeout);
+    manager.merge_slashes = settings.merge_slashes.unwrap_or(manager.merge_slashes);
+    if let Some(action) = settings.escaped_slashes {
+        manager.path_with_escaped_slashes_action = match action {
+            EscapedSlashes::ImplementationDefault => {
+                PathWithEscapedSlashesAction::ImplementationSpecificDefault
+            }
+            EscapedSlashes::KeepUnchanged => PathWithEscapedSlashesAction::KeepUnchanged,
+            EscapedSlashes::RejectRequest => PathWithEscapedSlashesAction::RejectRequest,
+            EscapedSlashes::UnescapeAndRedirect => PathWithEscapedSlashesAction::UnescapeAndRedirect,
+            EscapedSlashes::UnescapeAndForward => PathWithEscapedSlashesAction::UnescapeAndForward,
+        }
+        .into();
+    }
+}
+
+fn http_filters(protocol: Protocol, dns_caches: Vec<DnsCacheConfig>, quiet: bool) -> Vec<HttpFilter> {
     let mut filters = Vec::with_capacity(5 + dns_caches.len());
     if protocol == Protocol::GrpcWeb {
         filters.push(FIXED.grpc_web.clone());
@@ -178,7 +287,7 @@ fn http_filters(protocol: Protocol, dns_caches: Vec<DnsCacheConfig>) -> Vec<Http
             _ => wire::http_filter(&format!("{name}.{i}"), &config),
         }
     }));
-    filters.push(FIXED.router.clone());
+    filters.push(if quiet { FIXED.quiet_router.clone() } else { FIXED.router.clone() });
     filters
 }
 
@@ -211,26 +320,4 @@ fn normalize_paths(normalization: PathNormalization, manager: &mut HttpConnectio
         false => PathWithEscapedSlashesAction::KeepUnchanged,
     }
     .into();
-}
-
-fn client_certificate(whole: bool) -> SetCurrentClientCertDetails {
-    SetCurrentClientCertDetails {
-        subject: wire::bool_value(true),
-        cert: whole,
-        dns: true,
-        uri: true,
-        ..SetCurrentClientCertDetails::default()
-    }
-}
-
-fn forwarding(config: &MeshConfig) -> ForwardClientCertDetails {
-    match config.forward_client_cert {
-        ForwardClientCert::Undefined | ForwardClientCert::SanitizeSet => {
-            ForwardClientCertDetails::SanitizeSet
-        }
-        ForwardClientCert::Sanitize => ForwardClientCertDetails::Sanitize,
-        ForwardClientCert::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
-        ForwardClientCert::AppendForward => ForwardClientCertDetails::AppendForward,
-        ForwardClientCert::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
-    }
 }

@@ -245,6 +245,7 @@ fn proxy(role: ProxyRole, namespace: &str) -> Proxy {
         interception: Interception::Redirect,
         has_identity: true,
         metadata: Default::default(),
+        settings: None,
         extensions: Vec::new(),
     }
 }

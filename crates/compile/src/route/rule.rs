@@ -139,7 +139,10 @@ impl Destinations<'_, '_> {
         place: Place<'_>,
     ) -> RouteAction {
         let default = default_port(service, place);
-        let mut action = RouteAction::default();
+        let mut action = RouteAction {
+            append_x_forwarded_host: self.audience.switches.proxy.headers.forwarded_host,
+            ..RouteAction::default()
+        };
         super::set_timeout(&mut action, rule.timeout.unwrap_or_default());
         if let Some(rewrite) = &rule.rewrite {
             action::rewrite_path(&mut action, rewrite);

@@ -416,6 +416,7 @@ pub(super) fn catch_all(destinations: Destinations<'_, '_>) -> Draft {
     let through = |cluster: String| {
         let mut action = RouteAction {
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+            append_x_forwarded_host: destinations.audience.switches.proxy.headers.forwarded_host,
             ..RouteAction::default()
         };
         super::set_timeout(&mut action, std::time::Duration::ZERO);

@@ -20,6 +20,7 @@ fn proxy(role: ProxyRole, cluster: &str) -> Proxy {
         interception: Interception::Redirect,
         has_identity: true,
         metadata: BTreeMap::new(),
+        settings: None,
         extensions: Vec::new(),
     }
 }
@@ -30,6 +31,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
 
 fn workload() -> Workload {
     Workload {
+        uid: None,
         id: WorkloadId { namespace: "app".into(), name: "cart-1".into() },
         uid: None,
         ips: vec![[10, 0, 0, 1].into()],

@@ -2,9 +2,11 @@ use super::*;
 use crate::audience::{GatewayAudience, OutboundAudience};
 use crate::fixtures::{World, external, router, rule, scope_of, server_tls, service, subset};
 use crate::listener::gateway;
+use crate::wire;
 use model::gateway::{Gateway, HostNamespace, Server, ServerHost, ServerTls, ServerTlsMode};
 use model::service::Resolution;
 use model::{Mesh, ObjectKey, Protocol};
+use std::sync::Arc;
 
 fn server(port: u16, protocol: Protocol, hosts: &[&str], tls: Option<ServerTls>) -> Server {
     let host = |host: &&str| match host.split_once('/') {
@@ -264,7 +266,9 @@ unix:///run/gw_0 /run/gw bound []
 
 #[test]
 fn the_topology_decides_whom_to_believe() {
-    use model::mesh_config::{ForwardClientCert, PathNormalization};
+    use model::ProxySettings;
+    use model::mesh_config::PathNormalization;
+    use model::proxy_settings::ForwardClientCert;
     use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
         ForwardClientCertDetails, PathWithEscapedSlashesAction,
     };
@@ -274,13 +278,14 @@ fn the_topology_decides_whom_to_believe() {
     assert_eq!((manager.use_remote_address, manager.xff_num_trusted_hops), (Some(true.into()), 0));
     assert_eq!((manager.normalize_path, manager.merge_slashes), (Some(true.into()), false));
 
-    let behind = plain().world(|world| {
-        world.config(|config| {
-            config.num_trusted_proxies = 2;
-            config.forward_client_cert = ForwardClientCert::ForwardOnly;
-            config.gateway_proxy_protocol = true;
-            config.path_normalization = PathNormalization::DecodeAndMergeSlashes;
-        })
+    let mut behind = plain().world(|world| {
+        world.config(|config| config.path_normalization = PathNormalization::DecodeAndMergeSlashes)
+    });
+    behind.audience.switches.proxy = Arc::new(ProxySettings {
+        num_trusted_proxies: 2,
+        gateway_client_cert: ForwardClientCert::ForwardOnly,
+        proxy_protocol: true,
+        ..ProxySettings::default()
     });
     behind.check("0.0.0.0_80 0.0.0.0:80 bound [proxy_protocol]\n  - > http http.80");
     let manager = managers(&behind.listeners()[0]).remove(0);
@@ -289,4 +294,71 @@ fn the_topology_decides_whom_to_believe() {
     assert!(manager.merge_slashes);
     let action = PathWithEscapedSlashesAction::UnescapeAndForward;
     assert_eq!(manager.path_with_escaped_slashes_action, i32::from(action));
+}
+
+#[test]
+fn a_proxys_settings_decide_about_headers_and_timeouts() {
+    use model::ProxySettings;
+    use model::proxy_settings::{ClientCertDetails, ConnectionSettings, ProxyHeaders, ServerHeader};
+    use std::time::Duration;
+    let mut edge = Edge::new(vec![server(80, Protocol::Http, &["a.com"], None)]);
+    edge.audience.switches.proxy = Arc::new(ProxySettings {
+        headers: ProxyHeaders {
+            client_cert_details: Some(ClientCertDetails { chain: true, ..ClientCertDetails::default() }),
+            no_request_id: true,
+            no_envoy_headers: true,
+            server: ServerHeader::PassedOn,
+            preserve_case: true,
+            forwarded_port: true,
+            ..ProxyHeaders::default()
+        },
+        connection: ConnectionSettings {
+            listener_buffer: Some(4096),
+            idle_timeout: Some(Duration::from_secs(9)),
+            stream_idle_timeout: Some(Duration::from_secs(8)),
+            max_concurrent_streams: Some(50),
+            ..ConnectionSettings::default()
+        },
+        ..ProxySettings::default()
+    });
+    let listener = edge.listeners().remove(0);
+    let buffer = Listener::decode(listener.bytes().clone()).unwrap().per_connection_buffer_limit_bytes;
+    assert_eq!(buffer, wire::u32_value(4096));
+    let manager = managers(&listener).remove(0);
+    assert_eq!((manager.server_name.as_str(), manager.server_header_transformation), ("", 2));
+    assert_eq!(manager.generate_request_id, Some(false.into()));
+    assert!(manager.append_x_forwarded_port);
+    let details = manager.set_current_client_cert_details.unwrap();
+    assert!(details.chain && !details.uri && details.subject.is_none());
+    assert!(manager.http_protocol_options.unwrap().header_key_format.is_some());
+    let common = manager.common_http_protocol_options.unwrap();
+    assert_eq!(common.idle_timeout, wire::duration(Duration::from_secs(9)));
+    assert_eq!(manager.stream_idle_timeout, wire::duration(Duration::from_secs(8)));
+    assert_eq!(manager.http2_protocol_options.unwrap().max_concurrent_streams, wire::u32_value(50));
+    let router = manager.http_filters.last().unwrap();
+    assert_ne!(
+        router.config_type,
+        managers(&plain_listener()).remove(0).http_filters.last().unwrap().config_type
+    );
+}
+
+fn plain_listener() -> Resource {
+    Edge::new(vec![server(80, Protocol::Http, &["a.com"], None)]).listeners().remove(0)
+}
+
+#[test]
+fn a_route_of_the_gateway_api_takes_what_a_server_has_opened() {
+    let listeners = |semantics: &str| {
+        let tls = with_certificate(ServerTlsMode::Simple);
+        let edge = Edge::new(vec![server(443, Protocol::Tls, &["a.com"], tls)]);
+        let mut rule = virtual_service("sni", &["a.com"]);
+        rule.meta.annotations = [("internal.istio.io/route-semantics", semantics)].into_iter().collect();
+        let edge = edge.rule(rule, |rule| rule.tls = vec![tls_rule(&["a.com"], |_| {}, &["c:1"])]);
+        edge.listeners().len()
+    };
+    assert_eq!(
+        (listeners("gateway"), listeners("")),
+        (1, 0),
+        "elsewhere such a rule means TLS that stays closed"
+    );
 }

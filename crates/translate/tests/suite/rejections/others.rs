@@ -155,6 +155,6 @@ fn the_defaults_of_both_crates_are_the_same_and_set_fields_arrive() {
     assert_eq!(mesh.context.default_export_to.service, [".".into()]);
     let config = mesh.config;
     assert_eq!(config.outbound_traffic_policy.mode, model::sidecar::OutboundMode::RegistryOnly);
-    assert!(!config.inbound_passthrough && config.gateway_proxy_protocol);
-    assert_eq!((config.num_trusted_proxies, config.locality_lb.enabled), (2, Some(false)));
+    assert!(!config.inbound_passthrough && config.proxy.proxy_protocol);
+    assert_eq!((config.proxy.num_trusted_proxies, config.locality_lb.enabled), (2, Some(false)));
 }
