@@ -4,9 +4,10 @@ use crate::config::Config;
 use crate::metrics::ListenerMetrics;
 use crate::peer::{Handle, Peer, Slot};
 use crate::server::{Accepted, Transport};
+use crate::streams::{Executor, Streams};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
@@ -21,6 +22,10 @@ use tower::ServiceExt as _;
 use tracing::debug;
 
 /// What the connections of a listener share.
+/// How much of a stream's data may wait to be written to the connection. What has to be kept for that stays allocated for as
+/// long as the connection lives, and more would only be older than what could be sent instead.
+const SEND_BUFFER: usize = 64 << 10;
+
 pub(crate) struct Shared<S> {
     pub(crate) config: Config,
     pub(crate) transport: Transport,
@@ -108,7 +113,7 @@ impl<S> Connection<S> {
     {
         let Self { shared, address, id, handle, slot, started } = self;
         let config = &shared.config;
-        let peer = Peer::new(address, encrypted, certificates, handle.drain.clone(), slot);
+        let peer = Peer::new(address, encrypted, certificates, handle.clone(), slot);
         let service = {
             let (service, peer) = (shared.service.clone(), peer.clone());
             hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
@@ -119,7 +124,9 @@ impl<S> Connection<S> {
                 service.clone().oneshot(request)
             })
         };
-        let mut served = Box::pin(builder(config).serve_connection(TokioIo::new(io), service));
+        let mut streams = Streams::default();
+        let builder = builder(config, streams.executor());
+        let mut served = Box::pin(builder.serve_connection(TokioIo::new(io), service));
 
         let settle_by = sleep_until(started + config.settle_timeout);
         let expires = config.max_age.map(|age| started + spread(age, id));
@@ -129,7 +136,7 @@ impl<S> Connection<S> {
         let mut cut_at: Option<Instant> = None;
         loop {
             tokio::select! {
-                result = &mut served => {
+                result = streams.drive(served.as_mut()) => {
                     if let Err(error) = result {
                         debug!(%address, %error, "connection ended");
                     }
@@ -161,14 +168,15 @@ impl<S> Connection<S> {
     }
 }
 
-fn builder(config: &Config) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn builder(config: &Config, executor: Executor) -> http2::Builder<Executor> {
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout)
         .max_concurrent_streams(config.max_streams)
-        .max_header_list_size(config.max_header_bytes);
+        .max_header_list_size(config.max_header_bytes)
+        .max_send_buf_size(SEND_BUFFER);
     builder
 }
 

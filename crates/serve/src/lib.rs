@@ -19,6 +19,7 @@ mod counter;
 mod metrics;
 mod peer;
 mod server;
+mod streams;
 mod table;
 
 pub use accept::Accept;

@@ -62,7 +62,7 @@ struct Inner {
     address: SocketAddr,
     encrypted: bool,
     certificates: Vec<CertificateDer<'static>>,
-    drain: CancellationToken,
+    handle: Handle,
     settled: AtomicBool,
     slot: Option<Slot>,
 }
@@ -72,11 +72,11 @@ impl Peer {
         address: SocketAddr,
         encrypted: bool,
         certificates: Vec<CertificateDer<'static>>,
-        drain: CancellationToken,
+        handle: Handle,
         slot: Slot,
     ) -> Self {
         let settled = AtomicBool::new(false);
-        Self(Arc::new(Inner { address, encrypted, certificates, drain, settled, slot: Some(slot) }))
+        Self(Arc::new(Inner { address, encrypted, certificates, handle, settled, slot: Some(slot) }))
     }
 
     /// Returns a peer that no listener knows, for services that are called without one.
@@ -86,8 +86,8 @@ impl Peer {
         certificates: Vec<CertificateDer<'static>>,
     ) -> Self {
         let settled = AtomicBool::new(false);
-        let drain = CancellationToken::new();
-        Self(Arc::new(Inner { address, encrypted, certificates, drain, settled, slot: None }))
+        let handle = Handle { drain: CancellationToken::new(), close: CancellationToken::new() };
+        Self(Arc::new(Inner { address, encrypted, certificates, handle, settled, slot: None }))
     }
 
     /// Returns its address.
@@ -123,7 +123,12 @@ impl Peer {
     /// Returns a token that is cancelled when the client should go elsewhere. Streams that never end by themselves
     /// have to end then, with a status that says so; what is left after a grace period is cut.
     pub fn draining(&self) -> CancellationToken {
-        self.0.drain.clone()
+        self.0.handle.drain.clone()
+    }
+
+    /// Closes the connection at once, without a word: for a client that would not hear it.
+    pub fn close(&self) {
+        self.0.handle.close.cancel();
     }
 }
 
