@@ -16,6 +16,7 @@
 mod tests;
 
 use crate::audience::{CertificateFiles, InboundAudience, OutboundAudience, Switches};
+use crate::wire;
 use model::destination_rule::{ClientTls, ClientTlsMode};
 use model::gateway::{ServerTls, ServerTlsMode, TlsVersion};
 use model::{MeshConfig, Str};
@@ -25,8 +26,11 @@ use proto::envoy::config::core::v3::data_source::Specifier;
 use proto::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use proto::envoy::config::core::v3::{
     AggregatedConfigSource, ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService,
-    TransportSocket, transport_socket,
+    SubstitutionFormatString, TransportSocket, substitution_format_string, transport_socket,
 };
+use proto::envoy::config::listener::v3::Filter;
+use proto::envoy::extensions::filters::common::set_filter_state::v3::{FilterStateValue, filter_state_value};
+use proto::envoy::extensions::filters::network::set_filter_state::v3 as set_filter_state;
 use proto::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
 use proto::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
@@ -61,6 +65,11 @@ const METADATA_EXCHANGE_ALPN: &str = "istio-peer-exchange";
 const METADATA_EXCHANGE_TYPE: &str = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
 /// The ALPN of mutual TLS inside the mesh.
 const MESH_ALPN: &str = "istio";
+/// The same, and that HTTP is inside.
+const MESH_HTTP_ALPN: &str = "istio-http/1.1";
+const MESH_HTTP2_ALPN: &str = "istio-h2";
+/// Envoy's name for the ALPNs that a connection asks for in the place of its cluster's.
+const ALPN_STATE: &str = "envoy.network.application_protocols";
 
 /// Cipher suites that workloads accept from each other below TLS 1.3.
 const MESH_CIPHERS: [&str; 6] = [
@@ -174,20 +183,35 @@ pub(crate) fn socket(name: &str, config: protobuf::Any) -> TransportSocket {
     TransportSocket { name: name.to_owned(), config_type }
 }
 
+/// What a client says inside of mutual TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spoken {
+    /// HTTP/2.
+    pub http2: bool,
+    /// Whatever the application happens to speak: HTTP, unless the connection says otherwise ([`says_bytes`]).
+    pub sniffed: bool,
+}
+
 /// Returns mutual TLS with the workload's own certificate: `ISTIO_MUTUAL`, and what is found out automatically.
+///
+/// A server that does not know what is spoken on its port cannot look into TLS: the client tells it by ALPN. Istio's own
+/// filter (`istio.alpn`) does so by request. Stock Envoy has none, so here the cluster says HTTP, and chains for bytes
+/// say otherwise.
 ///
 /// Without an identity the result is [`unusable`].
 pub fn mesh_client<'s>(
     identity: Identity<'_>,
     names: impl IntoIterator<Item = &'s str>,
     sni: &str,
-    http2: bool,
+    Spoken { http2, sniffed }: Spoken,
 ) -> Upstream {
     if !identity.present {
         return unusable(sni);
     }
     let mut alpn = Vec::with_capacity(3);
-    if identity.exchanges_metadata {
+    if sniffed {
+        alpn.push(if http2 { MESH_HTTP2_ALPN } else { MESH_HTTP_ALPN }.to_owned());
+    } else if identity.exchanges_metadata {
         alpn.push(METADATA_EXCHANGE_ALPN.to_owned());
     }
     alpn.push(MESH_ALPN.to_owned());
@@ -206,6 +230,27 @@ pub fn mesh_client<'s>(
         sni: sni.to_owned(),
         ..UpstreamTlsContext::default()
     })
+}
+
+/// Returns a network filter that says that bytes are inside of mutual TLS, towards servers on whose ports it could be HTTP.
+pub(crate) fn says_bytes(exchanges_metadata: bool) -> Filter {
+    let exchange = if exchanges_metadata { "istio-peer-exchange," } else { "" };
+    let text = format!("{exchange}{MESH_ALPN}");
+    let format = SubstitutionFormatString {
+        format: Some(substitution_format_string::Format::TextFormatSource(DataSource {
+            specifier: Some(Specifier::InlineString(text)),
+            ..DataSource::default()
+        })),
+        ..SubstitutionFormatString::default()
+    };
+    let value = FilterStateValue {
+        key: Some(filter_state_value::Key::ObjectKey(ALPN_STATE.to_owned())),
+        value: Some(filter_state_value::Value::FormatString(format)),
+        shared_with_upstream: filter_state_value::SharedWithUpstream::Once as i32,
+        ..FilterStateValue::default()
+    };
+    let config = set_filter_state::Config { on_new_connection: vec![value], ..Default::default() };
+    wire::network_filter("envoy.filters.network.set_filter_state", &config)
 }
 
 /// Returns TLS that accepts no server's certificate, so that every connection fails at once.

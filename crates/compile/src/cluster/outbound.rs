@@ -9,7 +9,7 @@ use crate::endpoint;
 use crate::names::{self, OutboundName, StatParts};
 use crate::scope::{Scope, ScopedService};
 use crate::select::inbound_mtls;
-use crate::tls::{self, Identity, Upstream};
+use crate::tls::{self, Identity, Spoken, Upstream};
 use crate::wire;
 use model::destination_rule::{Algorithm, ClientTls, ClientTlsMode};
 use model::gateway::ServerTlsMode;
@@ -364,6 +364,7 @@ impl Context<'_> {
         http2: bool,
     ) -> Encryption {
         let identity = self.identity;
+        let spoken = Spoken { http2, sniffed: port.protocol.is_unsupported() };
         let Some(tls) = blocks.tls else {
             return match self.automatic(port, name.subset) {
                 false => Encryption::None,
@@ -379,7 +380,7 @@ impl Context<'_> {
                         identity,
                         self.accounts(),
                         &name.sni(),
-                        http2,
+                        spoken,
                     )),
                 },
             };
@@ -414,7 +415,7 @@ impl Context<'_> {
                     None => name.sni(),
                 };
                 let names = names.iter().map(AsRef::as_ref);
-                Encryption::Always(tls::mesh_client(identity, names, &sni, http2))
+                Encryption::Always(tls::mesh_client(identity, names, &sni, spoken))
             }
         }
     }

@@ -7,6 +7,7 @@ use crate::cluster;
 use crate::destination_rule::{self, MergedRule};
 use crate::names;
 use crate::scope::Scope;
+use crate::tls;
 use crate::wire;
 use ipnet::IpNet;
 use model::destination_rule::{Algorithm, HashKey, Tunnel};
@@ -136,6 +137,7 @@ impl<'m> L4<'_, 'm> {
         let rule = self.rule(&service.host, &service.namespace);
         let proxy = self.proxy(&cluster, rule.as_deref(), port, "");
         let mut filters = stack(proxy, Target::One(cluster), listen);
+        self.say_what_is_inside(&mut filters, self.is_sniffed(&service.host, port));
         let dynamic = self.row(&service.host).is_some_and(|row| row.resolution == Resolution::DynamicDns);
         if dynamic && listen.is_tls() {
             filters.filters.insert(0, self.resolve_server_name(service, port));
@@ -166,8 +168,14 @@ impl<'m> L4<'_, 'm> {
             let subset = only.destination.subset.as_deref().unwrap_or_default();
             let rule = namespace.and_then(|namespace| self.rule(&host, &namespace));
             let proxy = self.proxy(&cluster, rule.as_deref(), port, subset);
-            return Some(stack(proxy, Target::One(cluster), listen));
+            let mut filters = stack(proxy, Target::One(cluster), listen);
+            self.say_what_is_inside(&mut filters, self.is_sniffed(&host, port));
+            return Some(filters);
         }
+        let sniffed = routes.iter().filter(|route| route.weight > 0).any(|route| {
+            let (_, host, port, _) = self.cluster(&route.destination, port);
+            self.is_sniffed(&host, port)
+        });
         let weighted: Vec<(String, u32)> = routes
             .iter()
             .filter(|route| route.weight > 0)
@@ -181,7 +189,23 @@ impl<'m> L4<'_, 'm> {
         let rule = namespace.and_then(|namespace| self.rule(&host, &namespace));
         let key = &from.meta.key;
         let proxy = self.proxy(&format!("{}.{}", key.name, key.namespace), rule.as_deref(), port, "");
-        Some(stack(proxy, Target::Weighted(weighted), listen))
+        let mut filters = stack(proxy, Target::Weighted(weighted), listen);
+        self.say_what_is_inside(&mut filters, sniffed);
+        Some(filters)
+    }
+
+    /// Whether it could be HTTP that is spoken on a port.
+    fn is_sniffed(self, host: &Hostname, port: u16) -> bool {
+        let port = self.row(host).and_then(|row| row.ports.iter().find(|known| known.port == port));
+        port.is_some_and(|port| port.protocol.is_unsupported())
+    }
+
+    /// Where the cluster says HTTP to servers, says that it is not.
+    fn say_what_is_inside(self, filters: &mut Filters, sniffed: bool) {
+        if sniffed && self.audience.has_identity {
+            let exchanges_metadata = tls::exchanges_metadata(self.context.switches);
+            filters.filters.insert(0, tls::says_bytes(exchanges_metadata));
+        }
     }
 
     fn proxy(self, stat_prefix: &str, rule: Option<&MergedRule>, port: u16, subset: &str) -> TcpProxy {

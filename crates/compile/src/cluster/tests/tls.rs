@@ -54,6 +54,8 @@ fn mutual_tls_depends_on_both_sides() {
         ("headless, all capable", world(&headless), sidecar(), "/transportSocket/name", json!("envoy.transport_sockets.tls")),
         ("headless, one not", World::new().service(&headless).endpoints(&headless, &mixed), sidecar(), "/transportSocket", Value::Null),
         ("headless, nobody", World::new().service(&headless), sidecar(), "/transportSocket", Value::Null),
+        ("what is not declared is said to be HTTP", world(&super::cart(Protocol::Unsupported)), sidecar(), "@marked/commonTlsContext/alpnProtocols", json!(["istio-http/1.1", "istio"])),
+        ("what is declared to be bytes is not", world(&super::cart(Protocol::Tcp)), sidecar(), "@marked/commonTlsContext/alpnProtocols", json!(["istio"])),
         ("with the filter that swaps metadata", world(&cart), exchanging.clone(), "/filters/0/name", json!("istio.metadata_exchange")),
         ("and its ALPN", world(&cart), exchanging, "@marked/commonTlsContext/alpnProtocols", json!(["istio-peer-exchange", "istio", "h2"])),
     ];

@@ -53,7 +53,7 @@ fn http_ports_share_a_listener_and_bytes_get_one_an_address() {
   - > outbound|81||cart.app.svc.cluster.local
 10.96.0.2_82 10.96.0.2:82 [http_inspector]
   raw_buffer http/1.1,h2c > http mail.app.svc.cluster.local:82
-  * > outbound|82||mail.app.svc.cluster.local",
+  * > set_filter_state outbound|82||mail.app.svc.cluster.local",
     );
 }
 
@@ -342,7 +342,7 @@ fn without_capture_everything_is_bound_on_loopback() {
   - > outbound|81||a
 127.0.0.1_82 127.0.0.1:82 bound [http_inspector]
   raw_buffer http/1.1,h2c > http a:82
-  * > outbound|82||a";
+  * > set_filter_state outbound|82||a";
     check(&world, &audience, expected);
     audience.switches.unprivileged = true;
     check(&world, &audience, "");
