@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask hitless`: programs of the package `weft-e2e`.
+//! `cargo xtask demo` and `cargo xtask hitless`: programs of the package `weft-e2e`. `cargo xtask e2e`: one of its tests.
 //!
 //! They are built when they are asked for, so that the chores themselves stay quick to build, and so is the Envoy that
 //! they run.
@@ -46,6 +46,31 @@ pub(crate) fn run(program: &str, args: &Args) -> anyhow::Result<()> {
         command.env("WEFTD", folder.join("weftd"));
     }
     succeed(command.args(&args.flags), program)
+}
+
+/// What `cargo xtask e2e` takes.
+#[derive(clap::Args)]
+pub(crate) struct TestArgs {
+    /// Which one
+    #[arg(value_enum)]
+    test: Test,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Test {
+    Identity,
+}
+
+/// Installs what the tests need, and runs one of them: as `cargo xtask test` does, but with all that it says.
+pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
+    tools::install(&Tool::ALL)?;
+    let program = match args.test {
+        Test::Identity => "mutual_tls",
+    };
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut test = Command::new(cargo);
+    test.current_dir(workspace::root()).args(["test", "--workspace", "--test", program, "--", "--nocapture"]);
+    succeed(&mut test, program)
 }
 
 fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {

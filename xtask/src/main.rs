@@ -34,6 +34,9 @@ enum Command {
     Demo(e2e::Args),
     /// Make random edits while requests flow, and count those that fail (`--edits N --seed S`)
     Hitless(e2e::Args),
+    /// Run one end-to-end test and show what it says (`identity`: mutual TLS with agents, real Envoys and an API server, while
+    /// certificates and the root are replaced)
+    E2e(e2e::TestArgs),
     /// Measure what things cost, on release builds (`push`: simulated proxies against weftd)
     Bench(bench::Args),
     /// Install the real parts that tests run against, each pinned, and print their versions
@@ -78,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => e2e::run("demo", &args),
         Command::Hitless(args) => e2e::run("hitless", &args),
+        Command::E2e(args) => e2e::test(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tools(args) => tools::run(&args),
         Command::Test(args) => test::run(&args),

@@ -13,6 +13,7 @@ pub mod app;
 pub mod client;
 pub mod config;
 pub mod edits;
+pub mod identity;
 pub mod network;
 pub mod proxy;
 pub mod weftd;

@@ -37,6 +37,16 @@ pub fn weftctl() -> anyhow::Result<PathBuf> {
     built(&BUILT, "WEFTCTL", "weftctl")
 }
 
+/// As [`executable`], for weft-agent and `WEFT_AGENT`.
+///
+/// # Errors
+///
+/// If it does not build.
+pub fn agent() -> anyhow::Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    built(&BUILT, "WEFT_AGENT", "weft-agent")
+}
+
 fn built(once: &OnceLock<Result<PathBuf, String>>, variable: &str, program: &str) -> anyhow::Result<PathBuf> {
     if let Some(given) = env::var_os(variable).filter(|value| !value.is_empty()) {
         return Ok(given.into());

@@ -1,0 +1,16 @@
+//! Two workloads with agents, a real API server that vouches for them, and weftd between: everything that mutual TLS
+//! takes.
+//!
+//! ```text
+//! load ─▶ Envoy of client-1 ══ mutual TLS ══▶ Envoy of server-1 ─▶ app
+//!            │ agent                              │ agent
+//!            └──────── weftd :15012 ──────────────┘
+//!                        ▲ tokens, pods
+//!                    API server
+//! ```
+
+mod agent;
+mod mesh;
+
+pub use agent::Agent;
+pub use mesh::{BYTES_PORT, HTTP_PORT, IMPOSTOR_PORT, Mesh};
