@@ -52,6 +52,10 @@ pub struct SourceArgs {
     /// it such objects are not used at all after one
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Accept security policies that are not enforced yet (AuthorizationPolicy, RequestAuthentication) with a warning.
+    /// Without it each is reported as an error: traffic passes as if it were not there
+    #[arg(long)]
+    pub allow_unenforced_policies: bool,
 }
 
 /// What the mesh is called.

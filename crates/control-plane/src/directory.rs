@@ -3,7 +3,6 @@
 use index::{Change, Reset};
 use source_dir::{Kept, Problem, Scan, Scanner, WatchError};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -21,11 +20,11 @@ pub(crate) struct DirectoryState {
 /// The name of the source.
 pub(crate) const SOURCE: &str = "directory";
 
-/// Tells the writer of the directory's objects, now and whenever they change.
+/// Tells the writer of the scanner's objects, now and whenever they change.
 ///
 /// `restored` is what another process had kept of files that could not be read; what is kept now goes to `kept`.
 pub(crate) async fn follow(
-    directory: PathBuf,
+    mut scanner: Scanner,
     restored: Vec<Kept>,
     changes: mpsc::Sender<Change>,
     kept: watch::Sender<Vec<Kept>>,
@@ -56,7 +55,6 @@ pub(crate) async fn follow(
             }
         }
     };
-    let mut scanner = Scanner::new(directory);
     scanner.restore(restored);
     let watch = source_dir::watch(scanner, sender);
     let (watched, ()) = tokio::join!(watch, forward);

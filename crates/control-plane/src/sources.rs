@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use index::Change;
 use k8s_api::mesh_config::MeshConfig;
 use serde_json::{Value, json};
-use source_dir::Kept;
+use source_dir::{Kept, Scanner};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -71,8 +71,10 @@ impl Sources {
         }
         let (state, receiver) = watch::channel(DirectoryState::default());
         let restored = saved.kept.clone();
+        let scanner =
+            Scanner::new(directory).allow_unenforced_policies(args.source.allow_unenforced_policies);
         tasks.spawn(
-            async move { Ok(directory::follow(directory, restored, changes, kept_sender, state).await?) },
+            async move { Ok(directory::follow(scanner, restored, changes, kept_sender, state).await?) },
         );
         Ok(Started { names: &[directory::SOURCE], sources: Self::Directory(receiver), kept })
     }

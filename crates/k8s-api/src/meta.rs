@@ -89,6 +89,35 @@ api_type! {
     }
 }
 
+api_type! {
+    /// What a policy is attached to, in the style of the Gateway API.
+    #[schemars(extend("required" = ["kind", "name"]))]
+    pub struct PolicyTargetReference {
+        /// The API group; empty for Kubernetes' core.
+        #[schemars(extend(
+            "maxLength" = 253,
+            "pattern" = "^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+        ))]
+        pub group: String,
+        /// The kind, such as `Gateway` or `Service`.
+        #[schemars(extend(
+            "minLength" = 1,
+            "maxLength" = 63,
+            "pattern" = "^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"
+        ))]
+        pub kind: String,
+        /// The name.
+        #[schemars(extend("minLength" = 1, "maxLength" = 253))]
+        pub name: String,
+        /// Must be empty: the target is in the policy's namespace.
+        #[schemars(extend("x-kubernetes-validations" = schema::cel(&[(
+            "self.size() == 0",
+            "cross namespace referencing is not currently supported",
+        )])))]
+        pub namespace: String,
+    }
+}
+
 open_enum! {
     /// How severe a finding is.
     pub enum ValidationLevel {

@@ -10,6 +10,17 @@ pub(crate) const PORT: (&str, &str) = ("0 < self && self <= 65535", "port must b
 pub(crate) const SELECTOR_VALUE: (&str, &str) =
     ("!self.contains(\"*\")", "wildcard is not supported in selector");
 
+/// Policies that attach to one kind of target at most.
+pub(crate) const ONE_TARGET: (&str, &str) = (
+    "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1",
+    "only one of targetRefs or selector can be set",
+);
+/// Where a plugin comes from.
+pub(crate) const PLUGIN_URL: (&str, &str) = (
+    "isURL(self) ? (url(self).getScheme() in [\"\", \"http\", \"https\", \"oci\", \"file\"]) : (isURL(\"http://\" + self) && url(\"http://\" + self).getScheme() in [\"\", \"http\", \"https\", \"oci\", \"file\"])",
+    "url must have schema one of [http, https, file, oci]",
+);
+
 /// Returns an `x-kubernetes-validations` list of (rule, message).
 pub(crate) fn cel(rules: &[(&str, &str)]) -> Value {
     rules.iter().map(|(rule, message)| json!({ "message": message, "rule": rule })).collect()
@@ -43,6 +54,26 @@ pub(crate) fn port(_: &mut SchemaGenerator) -> Schema {
         "maximum": u32::MAX,
         "x-kubernetes-validations": cel(&[PORT]),
     })
+}
+
+/// A signed wrapper, for which Istio allows `null`.
+pub(crate) fn nullable_i32(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32", "nullable": true })
+}
+
+/// A signed number that must not be negative.
+pub(crate) fn natural_i32(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32", "minimum": 0 })
+}
+
+/// A list of texts that are not empty.
+pub(crate) fn texts(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "string", "minLength": 1 } })
+}
+
+/// A message that the API server does not look into.
+pub(crate) fn anything(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
 }
 
 /// A protobuf oneof: none of the fields, or exactly one. Plain fields keep `{}` and unknown keys decodable.

@@ -270,7 +270,8 @@ macro_rules! istio_kind {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 use serde::ser::SerializeStruct;
                 let mut object = serializer.serialize_struct(stringify!($name), 5)?;
-                object.serialize_field("apiVersion", concat!($group, "/v1"))?;
+                let version = <Self as kube_core::Resource>::api_version(&());
+                object.serialize_field("apiVersion", &version)?;
                 object.serialize_field("kind", stringify!($name))?;
                 object.serialize_field("metadata", &self.metadata)?;
                 object.serialize_field("spec", &self.spec)?;
@@ -294,7 +295,7 @@ macro_rules! istio_kind {
             }
 
             fn version(_: &()) -> std::borrow::Cow<'_, str> {
-                "v1".into()
+                <Self as crate::crd::IstioKind>::DEFINITION.preferred_version().into()
             }
 
             fn plural(_: &()) -> std::borrow::Cow<'_, str> {

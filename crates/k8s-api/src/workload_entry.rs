@@ -57,7 +57,7 @@ api_type! {
     }
 }
 
-fn address(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn address(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
         "maxLength": 256,
@@ -71,7 +71,7 @@ fn address(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-fn ports(generator: &mut SchemaGenerator) -> Schema {
+pub(crate) fn ports(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 128,

@@ -40,6 +40,8 @@ pub struct Document {
     pub kind: String,
     /// The object.
     pub object: Object,
+    /// Whether it is a security policy that Weft does not enforce yet: its author must not believe that it holds.
+    pub is_unenforced: bool,
     /// What its author should know, although the object is used.
     pub warnings: Vec<Warning>,
 }

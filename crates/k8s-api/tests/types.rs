@@ -134,6 +134,9 @@ fn kinds_fit_kube_clients() {
     }
     assert_eq!(url::<VirtualService>(), "networking.istio.io/v1/virtualservices");
     assert_eq!(url::<PeerAuthentication>(), "security.istio.io/v1/peerauthentications");
+    assert_eq!(url::<k8s_api::telemetry::Telemetry>(), "telemetry.istio.io/v1/telemetries");
+    assert_eq!(url::<k8s_api::envoy_filter::EnvoyFilter>(), "networking.istio.io/v1alpha3/envoyfilters");
+    assert_eq!(url::<k8s_api::proxy_config::ProxyConfig>(), "networking.istio.io/v1beta1/proxyconfigs");
     assert_eq!(url::<Service>(), "v1/services");
     assert_eq!(url::<k8s_api::core::EndpointSlice>(), "discovery.k8s.io/v1/endpointslices");
 }

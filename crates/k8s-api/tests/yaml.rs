@@ -206,6 +206,24 @@ fn mesh_kinds_that_are_not_read_are_reported() {
         warnings(text),
         ["line 1: kind: security.istio.io/v1 AuthorizationPolicy is not read yet, it has no effect"]
     );
+    assert!(one(text).is_unenforced);
+}
+
+#[test]
+fn fields_of_kinds_that_are_not_read_are_checked_all_the_same() {
+    let text = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: t}\nspec:\n  tracing:\n  - samplng: 1\n";
+    let expected = [
+        "line 1: kind: telemetry.istio.io/v1 Telemetry is not read yet, it has no effect",
+        "line 6: spec.tracing[0].samplng: unknown field, it has no effect",
+    ];
+    assert_eq!(warnings(text), expected);
+    assert!(!one(text).is_unenforced);
+    let error = error(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {rules: x}\n",
+    );
+    assert_eq!((error.path.as_str(), error.kind), ("spec.rules", YamlErrorKind::Field));
+    let other = "apiVersion: extensions.istio.io/v1\nkind: WasmPlugin\nmetadata: {name: w}\n";
+    assert_eq!(self::error(other).kind, YamlErrorKind::Version);
 }
 
 #[test]

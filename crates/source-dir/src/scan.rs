@@ -5,7 +5,7 @@
 
 use index::Sourced;
 use k8s_api::object::{Object, ObjectKey};
-use k8s_api::yaml::{self, YamlError};
+use k8s_api::yaml::{self, Document, YamlError};
 use model::Origin;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, Metadata};
@@ -78,6 +78,8 @@ pub struct Scanner {
     files: BTreeMap<PathBuf, File>,
     /// What was in use when somebody last looked, in another process.
     restored: BTreeMap<PathBuf, Vec<Entry>>,
+    /// Whether policies that nothing enforces yet are only warned of.
+    allows_unenforced: bool,
 }
 
 /// Distinguishes versions of a file without reading it.
@@ -128,7 +130,20 @@ struct Entry {
 impl Scanner {
     /// Makes a scanner of the directory `root`, or of the single file.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), files: BTreeMap::new(), restored: BTreeMap::new() }
+        Self {
+            root: root.into(),
+            files: BTreeMap::new(),
+            restored: BTreeMap::new(),
+            allows_unenforced: false,
+        }
+    }
+
+    /// Accepts security policies that nothing enforces yet, with a warning. Otherwise each is an error: a policy that
+    /// looks in force and is not is worse than none.
+    #[must_use]
+    pub fn allow_unenforced_policies(mut self, allow: bool) -> Self {
+        self.allows_unenforced = allow;
+        self
     }
 
     /// Says what was in use when the directory was last looked at by another scanner: it stays in use as long as its
@@ -184,7 +199,7 @@ impl Scanner {
             }
             let restored = self.restored.remove(&path).unwrap_or_default();
             let previous = known.map_or(restored.as_slice(), |file| file.entries.as_slice());
-            let file = read(&path, stamp, previous);
+            let file = read(&path, stamp, previous, self.allows_unenforced);
             self.files.insert(path, file);
         }
         // What is not there is gone.
@@ -271,11 +286,20 @@ fn find(directory: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Stamp>, pr
     }
 }
 
+fn unenforced(path: &Path, document: &Document) -> Problem {
+    let key = document.object.key();
+    let message = format!(
+        "{key}: refused: Weft does not enforce this kind yet, and traffic passes as if it were not there; \
+         --allow-unenforced-policies accepts it with a warning"
+    );
+    Problem { path: path.to_owned(), line: document.line, message, is_error: true }
+}
+
 fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| matches!(extension.to_str(), Some("yaml" | "yml" | "json")))
 }
 
-fn read(path: &Path, stamp: Stamp, previous: &[Entry]) -> File {
+fn read(path: &Path, stamp: Stamp, previous: &[Entry], allows_unenforced: bool) -> File {
     let origin = path.display().to_string();
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
@@ -301,6 +325,9 @@ fn read(path: &Path, stamp: Stamp, previous: &[Entry]) -> File {
                     message: format!("{}: {}: {}", document.object.key(), warning.path, warning.message),
                     is_error: false,
                 }));
+                if document.is_unenforced && !allows_unenforced {
+                    problems.push(unenforced(path, &document));
+                }
                 if matches!(document.object, Object::Other(_)) {
                     continue;
                 }
@@ -431,6 +458,22 @@ mod tests {
             other => panic!("{other:?}"),
         };
         scan.objects.iter().map(port).collect()
+    }
+
+    #[test]
+    fn a_policy_that_is_not_enforced_is_an_error_unless_it_is_allowed() {
+        let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: app}\n";
+        let directory = directory(&[("a.yaml", policy)]);
+        let errors = |allow: bool| {
+            let mut scanner = Scanner::new(directory.path()).allow_unenforced_policies(allow);
+            let problems = look(&mut scanner).problems;
+            assert!(problems.iter().any(|problem| problem.message.contains("not read yet")), "{problems:?}");
+            problems.into_iter().filter(|problem| problem.is_error).map(|problem| problem.message).collect()
+        };
+        let refused: Vec<String> = errors(false);
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].starts_with("AuthorizationPolicy app/a: refused: "), "{refused:?}");
+        assert_eq!(errors(true), Vec::<String>::new());
     }
 
     #[test]

@@ -15,14 +15,22 @@ use crate::{process, workspace};
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// The kinds whose schema has every field of Istio's.
-const COMPLETE_KINDS: [&str; 7] = [
+const COMPLETE_KINDS: [&str; 15] = [
+    "AuthorizationPolicy",
     "DestinationRule",
+    "EnvoyFilter",
     "Gateway",
     "PeerAuthentication",
+    "ProxyConfig",
+    "RequestAuthentication",
     "ServiceEntry",
     "Sidecar",
+    "Telemetry",
+    "TrafficExtension",
     "VirtualService",
+    "WasmPlugin",
     "WorkloadEntry",
+    "WorkloadGroup",
 ];
 
 /// A comparison that runs when it is called.

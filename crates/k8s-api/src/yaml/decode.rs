@@ -9,16 +9,29 @@ use serde::de::DeserializeOwned;
 use super::deserializer::{Decoded, Misfit, decode};
 use super::tree::{Path, Step, Tree};
 use super::{DEFAULT_NAMESPACE, Document, Warning, YamlError, YamlErrorKind};
+use crate::authorization_policy::AuthorizationPolicy;
 use crate::core::{ConfigMap, EndpointSlice, Namespace, Node, Pod, Secret, Service};
 use crate::crd::IstioKind;
 use crate::destination_rule::DestinationRule;
+use crate::envoy_filter::EnvoyFilter;
+use crate::extension::{TrafficExtension, WasmPlugin};
 use crate::gateway::Gateway;
 use crate::object::{Object, ObjectKey};
 use crate::peer_authentication::PeerAuthentication;
+use crate::proxy_config::ProxyConfig;
+use crate::request_authentication::RequestAuthentication;
 use crate::service_entry::ServiceEntry;
 use crate::sidecar::Sidecar;
+use crate::telemetry::Telemetry;
 use crate::virtual_service::VirtualService;
 use crate::workload_entry::WorkloadEntry;
+use crate::workload_group::WorkloadGroup;
+
+impl Document {
+    fn unenforced(self) -> Self {
+        Self { is_unenforced: true, ..self }
+    }
+}
 
 impl Misfit {
     pub(super) fn located(self, tree: &Tree, origin: &Arc<str>, object: Option<ObjectKey>) -> YamlError {
@@ -133,6 +146,18 @@ impl Header {
             ("security.istio.io", "PeerAuthentication") => {
                 self.istio::<PeerAuthentication>(tree, origin, Object::PeerAuthentication)
             }
+            ("security.istio.io", "AuthorizationPolicy") => {
+                self.unread::<AuthorizationPolicy>(tree, origin).map(Document::unenforced)
+            }
+            ("security.istio.io", "RequestAuthentication") => {
+                self.unread::<RequestAuthentication>(tree, origin).map(Document::unenforced)
+            }
+            ("telemetry.istio.io", "Telemetry") => self.unread::<Telemetry>(tree, origin),
+            ("networking.istio.io", "EnvoyFilter") => self.unread::<EnvoyFilter>(tree, origin),
+            ("networking.istio.io", "WorkloadGroup") => self.unread::<WorkloadGroup>(tree, origin),
+            ("networking.istio.io", "ProxyConfig") => self.unread::<ProxyConfig>(tree, origin),
+            ("extensions.istio.io", "WasmPlugin") => self.unread::<WasmPlugin>(tree, origin),
+            ("extensions.istio.io", "TrafficExtension") => self.unread::<TrafficExtension>(tree, origin),
             ("", "Service") => self.core::<Service, full::Service>(tree, origin, Object::Service),
             ("", "Pod") => self.core::<Pod, full::Pod>(tree, origin, Object::Pod),
             ("", "Node") => self.core::<Node, full::Node>(tree, origin, Object::Node),
@@ -166,6 +191,24 @@ impl Header {
         Ok(self.document(tree, origin, wrap(Box::new(value)), unknown_field_warnings(tree, ignored)))
     }
 
+    /// Kinds that Weft does not act on yet. Their fields are checked all the same: who writes them should hear of it.
+    fn unread<K: IstioKind + DeserializeOwned>(
+        self,
+        tree: &Tree,
+        origin: &Arc<str>,
+    ) -> Result<Document, YamlError> {
+        let key = self.key.clone();
+        let without_effect = self.without_effect(tree);
+        let mut document = self.istio::<K>(tree, origin, |_| Object::Other(key))?;
+        document.warnings.insert(0, without_effect);
+        Ok(document)
+    }
+
+    fn without_effect(&self, tree: &Tree) -> Warning {
+        let message = format!("{} {} is not read yet, it has no effect", self.api_version, self.key.kind);
+        Warning { line: tree.line, path: "kind".to_owned(), message }
+    }
+
     /// Kubernetes' kinds are decoded twice: the slim type is what Weft uses, the full one knows which fields exist.
     fn core<K, F>(
         self,
@@ -194,12 +237,7 @@ impl Header {
         let mesh_api = self.group.ends_with(".istio.io")
             || self.group == "gateway.networking.k8s.io"
             || (self.group == "networking.k8s.io" && self.key.kind == "Ingress");
-        let warnings = if mesh_api {
-            let message = format!("{} {} is not read yet, it has no effect", self.api_version, self.key.kind);
-            vec![Warning { line: tree.line, path: "kind".to_owned(), message }]
-        } else {
-            Vec::new()
-        };
+        let warnings = if mesh_api { vec![self.without_effect(tree)] } else { Vec::new() };
         let object = Object::Other(self.key.clone());
         self.document(tree, origin, object, warnings)
     }
@@ -223,6 +261,7 @@ impl Header {
             api_version: self.api_version,
             kind: self.key.kind.into_owned(),
             object,
+            is_unenforced: false,
             warnings,
         }
     }
