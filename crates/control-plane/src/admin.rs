@@ -1,14 +1,21 @@
 //! Readiness, metrics and debug pages.
 
+mod access;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use access::Doorkeepers;
+
 use crate::source::is_agent;
 use crate::sources::Sources;
 use crate::writer::WriterState;
+use access::Viewer;
 use anyhow::{Context as _, Result};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use prometheus_client::registry::Registry;
 use proto::google::protobuf::value::Kind;
 use proto::json::{WriteOptions, to_json_with};
@@ -17,6 +24,7 @@ use push::Push;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -26,28 +34,18 @@ use xds::registry::SessionView;
 /// What the pages show.
 #[derive(Clone)]
 pub(crate) struct AdminState {
-    writer: watch::Receiver<WriterState>,
-    sources: Sources,
-    push: Push,
-    sessions: xds::Registry,
-    metrics: Arc<Registry>,
+    pub(crate) writer: watch::Receiver<WriterState>,
+    pub(crate) sources: Sources,
+    pub(crate) push: Push,
+    pub(crate) sessions: xds::Registry,
+    pub(crate) metrics: Arc<Registry>,
     /// How far the replacement of a root is; nothing if there is no authority.
-    rotation: Option<watch::Receiver<String>>,
-    stopping: CancellationToken,
-}
-
-impl AdminState {
-    pub(crate) fn new(
-        writer: watch::Receiver<WriterState>,
-        sources: Sources,
-        push: Push,
-        sessions: xds::Registry,
-        metrics: Registry,
-        rotation: Option<watch::Receiver<String>>,
-        stopping: CancellationToken,
-    ) -> Self {
-        Self { writer, sources, push, sessions, metrics: Arc::new(metrics), rotation, stopping }
-    }
+    pub(crate) rotation: Option<watch::Receiver<String>>,
+    /// Who knows tokens; nobody, if there is no authority.
+    pub(crate) doorkeepers: Option<Doorkeepers>,
+    /// weftd's own namespace.
+    pub(crate) namespace: String,
+    pub(crate) stopping: CancellationToken,
 }
 
 /// Serves `/ready`.
@@ -58,7 +56,13 @@ pub(crate) async fn serve_health(listener: TcpListener, state: AdminState) -> Re
 
 /// Serves metrics and debug pages.
 pub(crate) async fn serve_monitoring(listener: TcpListener, state: AdminState) -> Result<()> {
-    let routes = Router::new()
+    let routes = monitoring(state).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, routes).await.context("the monitoring server ended")
+}
+
+/// Every page of the monitoring port, each for whom it is.
+fn monitoring(state: AdminState) -> Router {
+    Router::new()
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
@@ -68,8 +72,8 @@ pub(crate) async fn serve_monitoring(listener: TcpListener, state: AdminState) -
         .route("/debug/sourcez", get(sourcez))
         .route("/debug/findingz", get(findingz))
         .route("/debug/rotationz", get(rotationz))
-        .with_state(state);
-    axum::serve(listener, routes).await.context("the monitoring server ended")
+        .layer(axum::middleware::from_fn_with_state(state.clone(), access::guard))
+        .with_state(state)
 }
 
 async fn ready(State(state): State<AdminState>) -> Response {
@@ -160,10 +164,11 @@ fn own_metrics(state: &AdminState) -> String {
     text
 }
 
-async fn syncz(State(state): State<AdminState>) -> Json<Value> {
+async fn syncz(State(state): State<AdminState>, Extension(viewer): Extension<Viewer>) -> Json<Value> {
     // An agent's own stream is not a proxy.
     let sessions = state.sessions.sessions();
-    Json(sessions.iter().filter(|session| !is_agent(&session.node)).map(sync_status).collect())
+    let seen = sessions.iter().filter(|session| !is_agent(&session.node) && viewer.may_see(session));
+    Json(seen.map(sync_status).collect())
 }
 
 /// In the form that istioctl reads.
@@ -217,7 +222,11 @@ struct DumpQuery {
 }
 
 /// Shows what a proxy has acknowledged, in the form of Envoy's own dump.
-async fn config_dump(State(state): State<AdminState>, Query(query): Query<DumpQuery>) -> Response {
+async fn config_dump(
+    State(state): State<AdminState>,
+    Extension(viewer): Extension<Viewer>,
+    Query(query): Query<DumpQuery>,
+) -> Response {
     let Some(wanted) = query.proxy_id else {
         let text =
             "say which proxy: /debug/config_dump?proxyID=<name>.<namespace>, as listed by /debug/syncz\n";
@@ -227,7 +236,13 @@ async fn config_dump(State(state): State<AdminState>, Query(query): Query<DumpQu
         let id = &session.node.id;
         !is_agent(&session.node) && (*id == wanted || id.split('~').nth(2) == Some(&wanted))
     };
-    let Some(session) = state.sessions.sessions().into_iter().rev().find(is_it) else {
+    let found = state.sessions.sessions().into_iter().rev().find(is_it);
+    // Whoever may not see everything is not told either whether it is connected.
+    let is_visible = found.as_ref().is_some_and(|session| viewer.may_see(session));
+    if viewer != Viewer::Everything && !is_visible {
+        return (StatusCode::FORBIDDEN, "not a proxy of your namespace\n").into_response();
+    }
+    let Some(session) = found else {
         return (StatusCode::NOT_FOUND, format!("{wanted:?} is not connected\n")).into_response();
     };
     let configs: Vec<Value> =

@@ -124,15 +124,17 @@ async fn serve(args: Args) -> Result<()> {
     let config = xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")));
     let server = xds::Server::new(Arc::new(source), config.clone(), metrics);
     let stopping = CancellationToken::new();
-    let admin = AdminState::new(
-        state.clone(),
-        started.sources,
+    let admin = AdminState {
+        writer: state.clone(),
+        sources: started.sources,
         push,
-        server.registry(),
-        registry,
-        secure.as_ref().map(Secure::progress),
-        stopping.clone(),
-    );
+        sessions: server.registry(),
+        metrics: Arc::new(registry),
+        rotation: secure.as_ref().map(Secure::progress),
+        doorkeepers: secure.as_ref().map(Secure::doorkeepers),
+        namespace: args.source.namespace.clone(),
+        stopping: stopping.clone(),
+    };
     tasks.spawn(admin::serve_health(http, admin.clone()));
     tasks.spawn(admin::serve_monitoring(monitoring, admin));
     info!(grpc = %args.server.grpc_addr, http = %args.server.http_addr, monitoring = %args.server.monitoring_addr, "weftd is up");

@@ -19,6 +19,7 @@ mod stream;
 
 pub(crate) use stream::{SecretObserver, Secrets, Served, without_secrets};
 
+use crate::admin::Doorkeepers;
 use crate::args::{Args, SecureArgs};
 use crate::writer::WriterState;
 use anyhow::{Context as _, Result};
@@ -70,6 +71,8 @@ pub(crate) struct Secure {
     holder: watch::Sender<Option<Held>>,
     authorities: watch::Receiver<Option<Authority>>,
     progress: watch::Sender<String>,
+    /// Those who know tokens.
+    doorkeepers: watch::Sender<Vec<Arc<dyn Authenticator>>>,
     pool: SigningPool,
     secrets: Secrets,
     tasks: JoinSet<()>,
@@ -134,6 +137,7 @@ impl Secure {
             holder,
             authorities,
             progress: watch::channel(String::new()).0,
+            doorkeepers: watch::channel(Vec::new()).0,
             pool,
             secrets,
             tasks,
@@ -148,6 +152,11 @@ impl Secure {
     /// Returns how far the replacement of a root is, for people.
     pub(crate) fn progress(&self) -> watch::Receiver<String> {
         self.progress.subscribe()
+    }
+
+    /// Returns those who know tokens, as soon as there are any.
+    pub(crate) fn doorkeepers(&self) -> Doorkeepers {
+        self.doorkeepers.subscribe()
     }
 
     /// Serves `routes` and the certificate service until `stopping`, as soon as there is an authority.
@@ -233,6 +242,7 @@ impl Secure {
         if let Some(tokens) = self.tokens(domains, index)? {
             // A certificate is checked at once, and a token may have to be asked about.
             proved.push(tokens.clone());
+            self.doorkeepers.send_replace(vec![tokens.clone()]);
             // Where both count, a token says more: it ends with its pod.
             fresh.insert(0, tokens);
         }

@@ -101,10 +101,14 @@ impl Weftd {
 
     /// As [`Weftd::token`], good for so many seconds.
     fn token_for(&self, seconds: u64) -> Result<String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        self.token_at(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + seconds)
+    }
+
+    /// As [`Weftd::token`], good until then.
+    fn token_at(&self, expires: u64) -> Result<String> {
         let header = json!({ "alg": "ES256", "kid": "test" });
         let claims = json!({
-            "iss": ISSUER, "aud": "istio-ca", "sub": "system:serviceaccount:shop:cart", "exp": now + seconds,
+            "iss": ISSUER, "aud": "istio-ca", "sub": "system:serviceaccount:shop:cart", "exp": expires,
         });
         let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let message = format!("{}.{}", encode(&header), encode(&claims));
@@ -343,5 +347,68 @@ async fn streams_end_when_the_proof_that_opened_them_does() -> Result<()> {
     let mut answers = secrets(weftd.connect(None).await?, Some(&token), CART, &["default", "ROOTCA"]).await?;
     let status = answers.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    Ok(())
+}
+
+/// Calls a method with an empty message, and returns its status.
+async fn call(channel: &mut Channel, path: &str, token: Option<&str>) -> Result<Code> {
+    use tower::{Service as _, ServiceExt as _};
+    let mut request = http_uri::Request::post(format!("http://istiod{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let body = tonic::body::Body::new(tonic::body::Body::empty());
+    let response = channel.ready().await?.call(request.body(body)?).await?;
+    Ok(match Status::from_header_map(response.headers()) {
+        Some(status) => status.code(),
+        // It was let in: what it says comes in trailers.
+        None => Code::Ok,
+    })
+}
+
+/// Every method of every service that there are types for, which is more than weftd serves; and some that are none.
+fn every_method() -> Vec<String> {
+    let mut methods: Vec<String> = identity::METHODS.iter().map(|(method, _)| (*method).to_owned()).collect();
+    for service in proto::pool().services() {
+        let of = service.methods().map(|method| format!("/{}/{}", service.full_name(), method.name()));
+        methods.extend(of.collect::<Vec<_>>());
+    }
+    methods.extend(["/", "/debug/config_dump", "/metrics", "/ready", "/x.Y/Z"].map(str::to_owned));
+    methods
+}
+
+#[tokio::test]
+async fn no_method_of_the_port_is_for_strangers() -> Result<()> {
+    let weftd = Weftd::start()?;
+    let other = Weftd::start()?;
+    let (good, foreign) = (weftd.token()?, other.token()?);
+    let expired = weftd.token_at(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() - 3600)?;
+    let mut channel = weftd.connect(None).await?;
+    let mut count = 0;
+    for method in every_method() {
+        let access = identity::access_of(&method);
+        for token in [None, Some(foreign.as_str()), Some(expired.as_str()), Some("junk")] {
+            let expected = match access {
+                None => Code::PermissionDenied,
+                Some(identity::Access::Anyone) => continue,
+                Some(_) => Code::Unauthenticated,
+            };
+            assert_eq!(call(&mut channel, &method, token).await?, expected, "{method}");
+            count += 1;
+        }
+        if access.is_none() {
+            assert_eq!(call(&mut channel, &method, Some(&good)).await?, Code::PermissionDenied, "{method}");
+        }
+    }
+    assert!(count > 100, "{count} calls");
+    // A certificate of another authority does not even get as far.
+    let foreigner = other.identity().await?;
+    let refused = async {
+        let mut channel = weftd.connect(Some(&foreigner)).await?;
+        call(&mut channel, identity::METHODS[0].0, None).await
+    };
+    assert!(refused.await.is_err());
     Ok(())
 }
