@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, bail};
 
+use crate::e2e::in_our_place;
 use crate::{tidy, workspace};
 
 /// What `cargo xtask bench` takes.
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         What::Push(Flags { flags }) => push(flags),
         What::Micro(Flags { flags }) => {
             let program = build("weft-bench", "bench-micro", &[])?;
-            succeed(Command::new(program).current_dir(workspace::root()).args(flags), "the benchmark")
+            in_our_place(Command::new(program).current_dir(workspace::root()).args(flags), "the benchmark")
         }
     }
 }
@@ -51,7 +52,7 @@ fn push(flags: &[OsString]) -> anyhow::Result<()> {
     if env::var_os("WEFTD").is_none() {
         command.env("WEFTD", build("weft-control-plane", "weftd", &[])?);
     }
-    succeed(command.args(flags), "the benchmark")
+    in_our_place(command.args(flags), "the benchmark")
 }
 
 fn build(package: &str, program: &str, flags: &[&str]) -> anyhow::Result<PathBuf> {

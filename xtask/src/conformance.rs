@@ -21,8 +21,7 @@ use envoy::Selection;
 use serde_json::Value;
 use toolbox::Tool;
 
-use crate::process;
-use crate::workspace;
+use crate::{Usage, process, workspace};
 
 /// Time for one case: a case that takes longer hangs.
 const CASE_LIMIT: Duration = Duration::from_secs(60);
@@ -85,6 +84,14 @@ struct Ratchet {
 
 /// Runs a corpus.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let (Corpus::Xds { dir, .. }
+    | Corpus::Simulation { dir, .. }
+    | Corpus::Inject { dir, .. }
+    | Corpus::Envoy { dir, .. }) = &args.corpus;
+    // Before anything is built.
+    if !dir.is_dir() {
+        return Err(Usage(format!("{} is not a folder", dir.display())).into());
+    }
     match &args.corpus {
         Corpus::Xds { dir, out, ratchet } => {
             let default = workspace::root().join("target/conformance/xds");

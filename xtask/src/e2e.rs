@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 
 use toolbox::Tool;
 
-use crate::{tidy, tools, workspace};
+use crate::{Ended, tidy, tools, workspace};
 
 /// What the program takes; its own `--help` explains it.
 #[derive(clap::Args)]
@@ -45,7 +45,17 @@ pub(crate) fn run(program: &str, args: &Args) -> anyhow::Result<()> {
     if env::var_os("WEFTD").is_none() {
         command.env("WEFTD", folder.join("weftd"));
     }
-    succeed(command.args(&args.flags), program)
+    in_our_place(command.args(&args.flags), program)
+}
+
+/// Runs a program that says itself what is wrong, and whose exit status is to be ours.
+pub(crate) fn in_our_place(command: &mut Command, what: &str) -> anyhow::Result<()> {
+    let status: ExitStatus = command.status().with_context(|| format!("could not run {what}"))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(Ended(u8::try_from(code).unwrap_or(1)).into()),
+        None => bail!("{what}: {status}"),
+    }
 }
 
 /// What `cargo xtask e2e` takes.

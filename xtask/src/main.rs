@@ -65,16 +65,39 @@ impl fmt::Display for AlreadyReported {
 
 impl std::error::Error for AlreadyReported {}
 
-fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if !error.is::<AlreadyReported>() {
-                eprintln!("error: {error:#}");
-            }
-            ExitCode::FAILURE
-        }
+/// A program that was run in our place has failed and has said why: its exit status is ours.
+#[derive(Debug)]
+struct Ended(u8);
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ended with status {}, as reported above", self.0)
     }
+}
+
+impl std::error::Error for Ended {}
+
+/// The command was called in a way that makes no sense.
+#[derive(Debug)]
+struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn main() -> ExitCode {
+    let Err(error) = run(Cli::parse().command) else { return ExitCode::SUCCESS };
+    if let Some(Ended(status)) = error.downcast_ref() {
+        return ExitCode::from(*status);
+    }
+    if !error.is::<AlreadyReported>() {
+        eprintln!("error: {error:#}");
+    }
+    if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 fn run(command: Command) -> anyhow::Result<()> {

@@ -55,13 +55,16 @@ fn log(args: &LogArgs) -> Result<()> {
     Ok(())
 }
 
-/// Returns the filter with what is left unsaid in it: the library that follows the Kubernetes API reports each failed
+/// Returns the filter with what is left unsaid in it: the libraries that follow the Kubernetes API report each failed
 /// attempt, and weftd says itself what fails and when it works again.
 fn log_filter(given: &str) -> String {
-    match given.contains("kube_runtime") {
-        true => given.to_owned(),
-        false => format!("{given},kube_runtime=error"),
+    let mut filter = given.to_owned();
+    for (part, level) in [("kube_runtime", "error"), ("kube_client", "off")] {
+        if !given.contains(part) {
+            filter += &format!(",{part}={level}");
+        }
     }
+    filter
 }
 
 async fn serve(args: Args) -> Result<()> {
@@ -69,24 +72,30 @@ async fn serve(args: Args) -> Result<()> {
     let grpc = listen(args.server.grpc_addr, "--grpc-addr").await?;
     let http = listen(args.server.http_addr, "--http-addr").await?;
     let monitoring = listen(args.server.monitoring_addr, "--monitoring-addr").await?;
-    let base = args.mesh.mesh_config.as_deref().map(mesh_file::read).transpose()?;
+    let settings =
+        Settings { domain: args.mesh.domain.as_str().into(), cluster: args.mesh.cluster_id.as_str().into() };
+    let state_dir = args.source.state_dir.as_deref().map(StateDir::open).transpose()?.map(Arc::new);
+    let saved = state_dir.as_deref().map(StateDir::load).unwrap_or_default();
+    let base = args.mesh.mesh_config.as_deref();
+    let base = base
+        .map(|path| mesh_file::read_first(path, &settings.domain, &settings.cluster, saved.mesh.as_deref()));
+    let base = base.transpose()?;
 
     let (changes, inbox) = mpsc::channel(1024);
     let (state_sender, state) = watch::channel(WriterState::default());
     let push = Push::spawn(Arc::default()).context("cannot start the push engine")?;
     let mut tasks = JoinSet::new();
-    let state_dir = args.source.state_dir.as_deref().map(StateDir::open).transpose()?;
-    let saved = state_dir.as_ref().map(StateDir::load).unwrap_or_default();
     let started = Sources::start(&args, base, &saved, &changes, &mut tasks).await?;
     drop(changes);
-    let settings =
-        Settings { domain: args.mesh.domain.as_str().into(), cluster: args.mesh.cluster_id.as_str().into() };
     state_sender.send_modify(|state| state.waiting_for = started.names.iter().copied().collect());
     let (held_sender, held) = watch::channel(None);
+    let (accepted_mesh, accepted) = watch::channel(None);
     let writer = Writer {
         settings,
         sources: started.names,
         restored: saved.refused.clone(),
+        restored_mesh: saved.mesh.clone(),
+        accepted_mesh,
         push: push.clone(),
         state: state_sender,
         held: held_sender,
@@ -96,7 +105,8 @@ async fn serve(args: Args) -> Result<()> {
         Err(anyhow!("all sources have ended"))
     });
     if let Some(directory) = state_dir {
-        // It ends with the writer, which is noticed there.
+        // They end with the writer, which is noticed there.
+        tokio::spawn(state_dir::keep_mesh(directory.clone(), accepted, saved.mesh.clone()));
         tokio::spawn(state_dir::keep(directory, held.clone(), started.kept, saved));
     }
 

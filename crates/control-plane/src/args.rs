@@ -45,11 +45,12 @@ pub struct SourceArgs {
         short = 'n',
         value_name = "NAMESPACE",
         env = "POD_NAMESPACE",
-        default_value = "istio-system"
+        default_value = "istio-system",
+        value_parser = dns_label
     )]
     pub namespace: String,
     /// A directory of weftd's own, in which the last good form of objects that are bad now outlives a restart. Without
-    /// it such objects are not used at all after one
+    /// it such objects are not used at all after one. The same goes for the mesh configuration
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Accept security policies that are not enforced yet (AuthorizationPolicy, RequestAuthentication) with a warning.
@@ -66,10 +67,10 @@ pub struct MeshArgs {
     #[arg(long, value_name = "FILE")]
     pub mesh_config: Option<PathBuf>,
     /// The DNS domain of the cluster
-    #[arg(long, default_value = "cluster.local")]
+    #[arg(long, default_value = "cluster.local", value_parser = dns_name)]
     pub domain: String,
     /// The name of the cluster that endpoints are in
-    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes", value_parser = not_empty)]
     pub cluster_id: String,
 }
 
@@ -91,7 +92,7 @@ pub struct ServerArgs {
     #[arg(long)]
     pub insecure_plaintext_secrets: bool,
     /// Connections at once
-    #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000, value_parser = at_least_one)]
     pub max_connections: usize,
     /// How long streams may go on after a signal to stop
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
@@ -146,7 +147,7 @@ pub struct SecureArgs {
 pub struct LogArgs {
     /// What is logged: error, warn, info, debug, trace, or by part, such as `info,xds=debug`. Of the library that
     /// follows the Kubernetes API only errors are, unless `kube_runtime` is named: weftd says itself what becomes of them
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub log_level: String,
     /// How it is written
     #[arg(long, value_enum, default_value = "text")]
@@ -175,6 +176,43 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("with none, nobody is served".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("{text:?} is not a number")),
+    }
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("it must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// Accepts the name of a namespace.
+fn dns_label(text: &str) -> Result<String, String> {
+    let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_good = (1..=63).contains(&text.len())
+        && text.chars().all(is_inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if is_good {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is not a name in DNS: lower-case letters, digits and inner hyphens"))
+    }
+}
+
+fn dns_name(text: &str) -> Result<String, String> {
+    text.split('.').try_for_each(|label| dns_label(label).map(drop))?;
+    Ok(text.to_owned())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    tracing_subscriber::EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|error| format!("it is not a filter: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +225,27 @@ mod tests {
         for flag in command.get_arguments() {
             assert!(flag.get_help().is_some(), "{} is not explained", flag.get_id());
         }
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_with_the_flag() {
+        for flag in [
+            ["--domain", ""],
+            ["--domain", "a b"],
+            ["--domain", "cluster..local"],
+            ["--namespace", "Istio_System"],
+            ["--cluster-id", " "],
+            ["--max-connections", "0"],
+            ["--max-connections", "many"],
+            ["--log-level", "=;,"],
+        ] {
+            let error = Args::try_parse_from(["weftd", flag[0], flag[1]]).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(flag[0]), "{error}");
+        }
+        let good =
+            ["weftd", "--domain", "corp.example", "--cluster-id", "East 1", "--log-level", "info,xds=debug"];
+        Args::try_parse_from(good).unwrap();
     }
 
     #[test]

@@ -95,6 +95,7 @@ impl Secure {
                 kubeconfig: args.source.kubeconfig.clone(),
                 namespace: args.source.namespace.clone(),
                 base_mesh_config: serde_json::Value::Null,
+                last_good_mesh_config: None,
             };
             let client = controllers::connect(&config).await?;
             World::Cluster { client, namespace: args.source.namespace.clone() }

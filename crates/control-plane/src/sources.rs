@@ -52,12 +52,15 @@ impl Sources {
                 kubeconfig: args.source.kubeconfig.clone(),
                 namespace: args.source.namespace.clone(),
                 base_mesh_config: base.map_or_else(|| json!({}), |(values, _)| values),
+                last_good_mesh_config: saved.mesh.clone(),
             };
             let client = controllers::connect(&config).await?;
             let (states, receiver) = watch::channel(controllers::States::new());
             tasks.spawn(async move { Ok(controllers::run(client, config, changes, states).await?) });
             return Ok(Started { names: controllers::SOURCES, sources: Self::Kubernetes(receiver), kept });
         };
+        std::fs::metadata(&directory)
+            .with_context(|| format!("cannot read {} (--config)", directory.display()))?;
         if let Some((_, config)) = base {
             // The channel is empty: nobody has written to it yet.
             changes.send(Change::MeshConfig(Box::new(config))).await.context("the writer has ended")?;

@@ -9,6 +9,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use index::Held;
+use k8s_api::mesh_config::MeshConfig;
 use k8s_api::object::Object;
 use k8s_api::yaml;
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,7 @@ const MAX_BYTES: usize = 32 * 1024 * 1024;
 const RETRY: Duration = Duration::from_secs(10);
 
 const FILE: &str = "last-good.json";
-const ASIDE: &str = ".last-good.json.new";
+const MESH_FILE: &str = "mesh-config.json";
 const LOCK: &str = ".lock";
 
 /// What is kept.
@@ -41,6 +42,8 @@ pub(crate) struct Saved {
     pub(crate) refused: Vec<Arc<Object>>,
     /// Manifests of files that could not be read.
     pub(crate) kept: Vec<Kept>,
+    /// The mesh configuration that was in use, good or not.
+    pub(crate) mesh: Option<Arc<MeshConfig>>,
 }
 
 /// The directory, which belongs to this process.
@@ -104,7 +107,7 @@ impl StateDir {
     /// Reads what was kept. What cannot be read is reported and left out.
     pub(crate) fn load(&self) -> Saved {
         let path = self.path.join(FILE);
-        match read(&path) {
+        let mut saved = match read(&path) {
             Ok(None) => Saved::default(),
             Ok(Some(saved)) => {
                 let (refused, kept) = (saved.refused.len(), saved.kept.len());
@@ -112,11 +115,19 @@ impl StateDir {
                 saved
             }
             Err(failure) => {
-                let reason = format!("{failure:#}");
-                error!(file = %path.display(), reason, "ignored: objects that are bad now are not used at all");
+                set_aside(&path, &failure, "objects that are bad now are not used at all");
                 Saved::default()
             }
-        }
+        };
+        let path = self.path.join(MESH_FILE);
+        saved.mesh = match read_mesh(&path) {
+            Ok(mesh) => mesh.map(Arc::new),
+            Err(failure) => {
+                set_aside(&path, &failure, "a mesh configuration that is bad now is not used at all");
+                None
+            }
+        };
+        saved
     }
 
     /// Replaces what is kept.
@@ -128,15 +139,28 @@ impl StateDir {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             },
-            Some(text) => {
-                let aside = self.path.join(ASIDE);
-                let mut new = owned(&aside)?;
-                new.set_len(0)?;
-                new.write_all(text.as_bytes())?;
-                new.sync_all()?;
-                fs::rename(&aside, &file)?;
-            }
+            Some(text) => self.write(FILE, &text)?,
         }
+        self.sync()
+    }
+
+    /// Replaces the mesh configuration that is kept.
+    fn save_mesh(&self, config: &MeshConfig) -> io::Result<()> {
+        self.write(MESH_FILE, &enclose(serde_json::to_value(config)?)?)?;
+        self.sync()
+    }
+
+    /// Replaces a file: whoever reads it finds the old or the new text.
+    fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        let aside = self.path.join(format!(".{name}.new"));
+        let mut new = owned(&aside)?;
+        new.set_len(0)?;
+        new.write_all(text.as_bytes())?;
+        new.sync_all()?;
+        fs::rename(&aside, self.path.join(name))
+    }
+
+    fn sync(&self) -> io::Result<()> {
         // The name, too, must outlive a crash of the machine.
         File::open(&self.path)?.sync_all()
     }
@@ -147,7 +171,34 @@ fn owned(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
+/// Keeps a damaged file for people to look at, under another name, so that nothing is written over it.
+fn set_aside(path: &Path, failure: &anyhow::Error, consequence: &str) {
+    let reason = format!("{failure:#}");
+    let aside = path.with_extension("json.damaged");
+    match fs::rename(path, &aside) {
+        Ok(()) => error!(file = %path.display(), reason, kept = %aside.display(), "damaged: {consequence}"),
+        Err(error) => error!(file = %path.display(), reason, %error, "damaged: {consequence}"),
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Saved>> {
+    let Some(content) = read_content(path)? else { return Ok(None) };
+    let entries: Entries = serde_json::from_value(content).context("not what weftd writes")?;
+    let kept = entries.kept.into_iter().map(|entry| {
+        let KeptEntry { path, line, object, text } = entry;
+        Kept { path, line, object, text }
+    });
+    let refused = entries.refused.iter().filter_map(object_of).collect();
+    Ok(Some(Saved { refused, kept: kept.collect(), mesh: None }))
+}
+
+fn read_mesh(path: &Path) -> Result<Option<MeshConfig>> {
+    let Some(content) = read_content(path)? else { return Ok(None) };
+    // By way of the defaults, so that a field which is new has one.
+    Ok(Some(MeshConfig::merge([&content]).context("not what weftd writes")?))
+}
+
+fn read_content(path: &Path) -> Result<Option<Value>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -166,12 +217,7 @@ fn read(path: &Path) -> Result<Option<Saved>> {
     if envelope.checksum != checksum(&envelope.content.to_string()) {
         bail!("the checksum is wrong");
     }
-    let entries: Entries = serde_json::from_value(envelope.content).context("not what weftd writes")?;
-    let kept = entries.kept.into_iter().map(|entry| {
-        let KeptEntry { path, line, object, text } = entry;
-        Kept { path, line, object, text }
-    });
-    Ok(Some(Saved { refused: entries.refused.iter().filter_map(object_of).collect(), kept: kept.collect() }))
+    Ok(Some(envelope.content))
 }
 
 fn object_of(entry: &Refused) -> Option<Arc<Object>> {
@@ -214,9 +260,12 @@ fn encode(saved: &Saved) -> io::Result<Option<String>> {
     if entries.refused.is_empty() && entries.kept.is_empty() {
         return Ok(None);
     }
-    let content = serde_json::to_value(&entries)?;
+    enclose(serde_json::to_value(&entries)?).map(Some)
+}
+
+fn enclose(content: Value) -> io::Result<String> {
     let envelope = Envelope { version: VERSION, checksum: checksum(&content.to_string()), content };
-    Ok(Some(serde_json::to_string(&envelope)? + "\n"))
+    Ok(serde_json::to_string(&envelope)? + "\n")
 }
 
 /// FNV-1a: against accidents, not against people who may write to the directory.
@@ -230,12 +279,11 @@ fn checksum(text: &str) -> String {
 /// Writes what is in use although it is not the newest, whenever that changes. `held` says nothing until everything
 /// has been read once: before that, what was kept is still needed.
 pub(crate) async fn keep(
-    directory: StateDir,
+    directory: Arc<StateDir>,
     mut held: watch::Receiver<Option<Vec<Held>>>,
     mut kept: watch::Receiver<Vec<Kept>>,
     mut written: Saved,
 ) {
-    let directory = Arc::new(directory);
     let mut failing = false;
     loop {
         let refused = held.borrow_and_update().as_ref().map(|held| {
@@ -244,7 +292,7 @@ pub(crate) async fn keep(
         });
         let kept_now = kept.borrow_and_update().clone();
         if let Some(refused) = refused {
-            let saved = Saved { refused, kept: kept_now };
+            let saved = Saved { refused, kept: kept_now, mesh: written.mesh.clone() };
             if failing || saved != written {
                 let (target, copy) = (directory.clone(), saved.clone());
                 let result = tokio::task::spawn_blocking(move || target.save(&copy)).await;
@@ -268,6 +316,37 @@ pub(crate) async fn keep(
     }
 }
 
+/// Writes the mesh configuration that is in use, whenever that changes: whoever reads a newer form and cannot use it does
+/// not know the last one after a restart.
+pub(crate) async fn keep_mesh(
+    directory: Arc<StateDir>,
+    mut accepted: watch::Receiver<Option<Arc<MeshConfig>>>,
+    mut written: Option<Arc<MeshConfig>>,
+) {
+    let mut failing = false;
+    loop {
+        let now = accepted.borrow_and_update().clone();
+        if let Some(config) = now.filter(|config| failing || written.as_ref() != Some(config)) {
+            let (target, copy) = (directory.clone(), config.clone());
+            let result = tokio::task::spawn_blocking(move || target.save_mesh(&copy)).await;
+            let result = result.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
+            match &result {
+                Ok(()) => written = Some(config),
+                Err(failure) if !failing => {
+                    let path = directory.path.display();
+                    error!(directory = %path, %failure, "cannot keep the mesh configuration; trying again");
+                }
+                Err(_) => {}
+            }
+            failing = result.is_err();
+        }
+        tokio::select! {
+            changed = accepted.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if failing => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,7 +365,7 @@ spec: {hosts: [cart], http: [{route: [{destination: {host: cart}}]}]}
     fn saved() -> Saved {
         let (path, object_name) = (PathBuf::from("/etc/mesh/a.yaml"), "Service app/cart".to_owned());
         let kept = Kept { path, line: 3, object: object_name, text: "kind: Service\n".to_owned() };
-        Saved { refused: vec![object(RULES)], kept: vec![kept] }
+        Saved { refused: vec![object(RULES)], kept: vec![kept], mesh: None }
     }
 
     #[test]
@@ -310,6 +389,32 @@ spec: {hosts: [cart], http: [{route: [{destination: {host: cart}}]}]}
         assert_eq!(StateDir::open(&path).unwrap().load(), Saved::default());
     }
 
+    #[tokio::test]
+    async fn the_mesh_configuration_in_use_is_kept() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = Arc::new(StateDir::open(scratch.path()).unwrap());
+        let config = |text: &str| Arc::new(MeshConfig::parse(&[("test", text)]).unwrap().config);
+        let (accepted, receiver) = watch::channel(None);
+        let task = tokio::spawn(keep_mesh(directory.clone(), receiver, None));
+        for text in ["trustDomain: corp", "{proxyListenPort: 1501, meshMTLS: {minProtocolVersion: TLSV1_3}}"]
+        {
+            accepted.send_replace(Some(config(text)));
+            for _ in 0..500 {
+                if directory.load().mesh == Some(config(text)) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(directory.load().mesh, Some(config(text)));
+        }
+        drop(accepted);
+        task.await.unwrap();
+        let file = scratch.path().join(MESH_FILE);
+        fs::write(&file, "{}").unwrap();
+        assert_eq!(directory.load().mesh, None);
+        assert!(!file.exists() && scratch.path().join("mesh-config.json.damaged").exists());
+    }
+
     #[test]
     fn damaged_files_are_ignored() {
         let scratch = tempfile::tempdir().unwrap();
@@ -329,9 +434,12 @@ spec: {hosts: [cart], http: [{route: [{destination: {host: cart}}]}]}
             fs::write(&file, bad).unwrap();
             assert_eq!(read(&file).unwrap_err().to_string(), reason);
             assert_eq!(directory.load(), Saved::default());
+            assert!(!file.exists());
         }
         fs::write(&file, [0xff, 0xfe]).unwrap();
         assert_eq!(directory.load(), Saved::default());
+        let aside = scratch.path().join("last-good.json.damaged");
+        assert_eq!(fs::read(aside).unwrap(), [0xff, 0xfe], "people may want to look at it");
         // The next good write does not care.
         directory.save(&saved()).unwrap();
         assert_eq!(directory.load(), saved());
@@ -383,7 +491,7 @@ spec: {hosts: [cart], http: [{route: [{destination: {host: cart}}]}]}
         let file = scratch.path().join(FILE);
         let (held, held_receiver) = watch::channel(None);
         let (kept, kept_receiver) = watch::channel(Vec::new());
-        let task = tokio::spawn(keep(directory, held_receiver, kept_receiver, saved()));
+        let task = tokio::spawn(keep(Arc::new(directory), held_receiver, kept_receiver, saved()));
         // Nobody knows yet what is needed.
         kept.send(Vec::new()).unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -62,6 +62,10 @@ pub(crate) struct Writer {
     pub(crate) sources: &'static [&'static str],
     /// Objects whose newest form another process had refused, in the form that it used.
     pub(crate) restored: Vec<Arc<Object>>,
+    /// The mesh configuration that another process used, for a first one that is refused.
+    pub(crate) restored_mesh: Option<Arc<MeshConfig>>,
+    /// The mesh configuration that is in use; nothing while it is the default.
+    pub(crate) accepted_mesh: watch::Sender<Option<Arc<MeshConfig>>>,
     /// Where the compiler takes its views from.
     pub(crate) push: Push,
     /// What others may know.
@@ -72,7 +76,7 @@ pub(crate) struct Writer {
 
 /// Takes in changes until there are no more sources.
 pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
-    let Writer { settings, sources, restored, push, state, held } = writer;
+    let Writer { settings, sources, restored, mut restored_mesh, accepted_mesh, push, state, held } = writer;
     let domain = settings.domain.clone();
     let cluster = settings.cluster.clone();
     let mut index = Index::new(settings);
@@ -88,7 +92,16 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
                 Change::Reset(reset, objects) => index.reset(&reset, objects),
                 Change::Apply(sourced) => index.apply(sourced),
                 Change::Delete(key) => index.delete(&key),
-                Change::MeshConfig(config) => set_mesh_config(&mut index, &config, &domain, &cluster),
+                Change::MeshConfig(config) => {
+                    let config = Arc::from(config);
+                    let last = restored_mesh.take();
+                    if set_mesh_config(&mut index, &config, &domain, &cluster) {
+                        accepted_mesh.send_replace(Some(config));
+                    } else if let Some(last) = last {
+                        warn!("the mesh configuration from before the restart is used");
+                        set_mesh_config(&mut index, &last, &domain, &cluster);
+                    }
+                }
                 Change::CatchingUp => hold = Some(Instant::now() + CATCHING_UP),
                 Change::Synced(source) => {
                     if waiting_for.remove(source) {
@@ -203,14 +216,21 @@ fn is_about_gateways(key: &Key) -> bool {
     }
 }
 
-fn set_mesh_config(index: &mut Index, config: &MeshConfig, domain: &Str, cluster: &Str) {
+/// Returns whether the configuration is in use now.
+fn set_mesh_config(index: &mut Index, config: &MeshConfig, domain: &Str, cluster: &Str) -> bool {
     let translated = translate::mesh_config(domain, cluster, config);
     for Rejection { field, reason, .. } in translated.rejections.iter().chain(&translated.warnings) {
         warn!(field, reason, "mesh configuration");
     }
     match translated.value {
-        Some(mesh) => index.set_mesh_config(mesh.config, mesh.context),
-        None => warn!("the mesh configuration cannot be used; the last good one stays in use"),
+        Some(mesh) => {
+            index.set_mesh_config(mesh.config, mesh.context);
+            true
+        }
+        None => {
+            warn!("the mesh configuration cannot be used; the last good one stays in use");
+            false
+        }
     }
 }
 
@@ -250,14 +270,22 @@ mod tests {
         ))
     }
 
+    type Started = (mpsc::Sender<Change>, watch::Receiver<WriterState>, tokio::task::JoinHandle<()>);
+
     /// Starts a writer that has published nothing but that it is ready.
-    async fn start() -> (mpsc::Sender<Change>, watch::Receiver<WriterState>, tokio::task::JoinHandle<()>) {
+    async fn start() -> Started {
+        start_with(None).await
+    }
+
+    async fn start_with(restored_mesh: Option<Arc<MeshConfig>>) -> Started {
         let (changes, inbox) = mpsc::channel(16);
         let (state, seen) = watch::channel(WriterState::default());
         let writer = Writer {
             settings: Settings { domain: "cluster.local".into(), cluster: "Kubernetes".into() },
             sources: &["test"],
             restored: Vec::new(),
+            restored_mesh,
+            accepted_mesh: watch::channel(None).0,
             push: Push::spawn(Arc::default()).unwrap(),
             state,
             held: watch::channel(None).0,
@@ -285,6 +313,22 @@ mod tests {
         let state = seen.wait_for(|state| endpoints(state) == 0).await.unwrap().clone();
         assert_eq!(began.elapsed(), index::ENDPOINT_DOUBT);
         assert_eq!(state.doubts, DoubtCounts { kept: 1, awaited: 0, believed: 1 });
+        drop(changes);
+        writing.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_mesh_configuration_of_before_stands_in_for_a_first_one_that_is_refused() {
+        let config = |text: &str| MeshConfig::parse(&[("test", text)]).unwrap().config;
+        let (changes, mut seen, writing) = start_with(Some(Arc::new(config("proxyListenPort: 1501")))).await;
+        let mut ports = Vec::new();
+        for text in ["proxyListenPort: 0", "proxyListenPort: 1502", "proxyListenPort: 0"] {
+            changes.send(Change::MeshConfig(Box::new(config(text)))).await.unwrap();
+            changes.send(service(&format!("s{}", ports.len()))).await.unwrap();
+            let state = seen.wait_for(|state| state.view.service_count() > ports.len()).await.unwrap();
+            ports.push(state.view.config().proxy_listen_port);
+        }
+        assert_eq!(ports, [1501, 1502, 1502]);
         drop(changes);
         writing.await.unwrap();
     }

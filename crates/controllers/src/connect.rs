@@ -1,9 +1,11 @@
 //! From a kubeconfig to a client.
 
 use crate::trouble::reason;
+use k8s_api::mesh_config::MeshConfig;
 use kube::Client;
 use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What the sources need to know.
@@ -15,6 +17,8 @@ pub struct Config {
     pub namespace: String,
     /// The mesh configuration that the ConfigMap is merged over, as an object of MeshConfig's fields; `null` for none.
     pub base_mesh_config: serde_json::Value,
+    /// The mesh configuration that was in use before a restart, for a ConfigMap that cannot be read.
+    pub last_good_mesh_config: Option<Arc<MeshConfig>>,
 }
 
 /// Why there is no client.
@@ -154,6 +158,7 @@ mod tests {
             kubeconfig: Some(file.path().to_owned()),
             namespace: "istio-system".to_owned(),
             base_mesh_config: Value::Null,
+            last_good_mesh_config: None,
         };
         (file, config)
     }

@@ -8,6 +8,7 @@ use k8s_api::yaml::parse_value;
 use kube::core::DeserializeGuard;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The name of the ConfigMap.
 pub(crate) const CONFIG_MAP: &str = "istio";
@@ -20,19 +21,21 @@ const NETWORKS_KEY: &str = "meshNetworks";
 pub(crate) struct MeshSettings {
     base: Value,
     base_config: MeshConfig,
+    /// What was in use before a restart.
+    last_good: Option<Arc<MeshConfig>>,
     told: Option<MeshConfig>,
     is_there: bool,
     undecodable: BTreeMap<String, String>,
 }
 
 impl MeshSettings {
-    /// Makes settings that are the base until a ConfigMap is seen.
+    /// Makes settings that are the base until a ConfigMap is seen. If the first one cannot be read, `last_good` is used.
     ///
     /// # Errors
     /// If a field of the base has the wrong type.
-    pub(crate) fn new(base: Value) -> Result<Self, serde_json::Error> {
+    pub(crate) fn new(base: Value, last_good: Option<Arc<MeshConfig>>) -> Result<Self, serde_json::Error> {
         let base_config = MeshConfig::merge([&base])?;
-        Ok(Self { base, base_config, told: None, is_there: false, undecodable: BTreeMap::new() })
+        Ok(Self { base, base_config, last_good, told: None, is_there: false, undecodable: BTreeMap::new() })
     }
 
     /// Returns the configuration that a ConfigMap makes, or nothing if it cannot be used.
@@ -46,6 +49,7 @@ impl MeshSettings {
             Err(error) => {
                 let consequence = match self.told {
                     Some(_) => "its last good form stays in use",
+                    None if self.last_good.is_some() => "the one from before the restart is used",
                     None => "it is not used",
                 };
                 if note_undecodable(&mut self.undecodable, label.clone(), &error) {
@@ -109,8 +113,9 @@ impl Follower for MeshSettings {
         let Some(object) = objects.into_iter().find(is_ours) else { return self.tell_base() };
         let change = self.apply(object);
         if self.told.is_none() {
-            // Nothing good is known: rather the base than no mesh at all.
-            return self.tell(self.base_config.clone());
+            // Nothing good is known: rather the last one or the base than no mesh at all.
+            let config = self.last_good.as_deref().unwrap_or(&self.base_config).clone();
+            return self.tell(config);
         }
         change
     }

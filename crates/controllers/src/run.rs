@@ -62,7 +62,8 @@ pub async fn run(
     sender: mpsc::Sender<Change>,
     states: watch::Sender<States>,
 ) -> Result<(), RunError> {
-    let mesh = MeshSettings::new(config.base_mesh_config).map_err(RunError::BaseMeshConfig)?;
+    let mesh = MeshSettings::new(config.base_mesh_config, config.last_good_mesh_config);
+    let mesh = mesh.map_err(RunError::BaseMeshConfig)?;
     let outage = Outage::new(client.clone(), sender.clone());
     let mut sources = Sources { client, sender: sender.clone(), states, outage, tasks: JoinSet::new() };
     sources.follow_mesh_config(mesh, &config.namespace);

@@ -76,6 +76,7 @@ impl Cluster {
             kubeconfig: Some(server.kubeconfig().to_owned()),
             namespace: "istio-system".to_owned(),
             base_mesh_config: json!({ "trustDomain": "base" }),
+            last_good_mesh_config: None,
         };
         let client = connect(&config).await.unwrap();
         let (sender, mut receiver) = mpsc::channel(64);

@@ -8,6 +8,7 @@
 //! translate ──▶ VirtualService, DestinationRule, … ──▶ index ══▶ MeshView ──▶ Mesh (recording) ──▶ compile
 //! ```
 
+pub mod cause;
 pub mod destination_rule;
 pub mod gateway;
 pub mod host;

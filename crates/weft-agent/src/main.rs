@@ -2,6 +2,7 @@
 
 use agent::{Args, run};
 use clap::Parser as _;
+use model::cause::one_line;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -9,7 +10,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Also when nothing can be logged.
-            eprintln!("weft-agent: {error:#}");
+            eprintln!("weft-agent: {}", one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

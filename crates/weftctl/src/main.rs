@@ -8,6 +8,7 @@ mod simulate;
 mod translate;
 
 use clap::{Parser, Subcommand};
+use model::cause::one_line;
 use std::process::ExitCode;
 
 /// Compiles and explains mesh configuration without a cluster.
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,6 @@
 //! A mesh made from manifests, as `weftd --config` would make it.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use index::{Index, Reset, Settings};
 use k8s_api::mesh_config::MeshConfig;
 use model::MeshView;
@@ -33,15 +33,17 @@ pub(crate) fn load(
     }
     let (domain, cluster) = (domain.into(), "Kubernetes".into());
     let translated = translate::mesh_config(&domain, &cluster, &merged);
-    for rejection in translated.rejections.iter().chain(&translated.warnings) {
-        eprintln!("error: {rejection}");
+    for warning in &translated.warnings {
+        eprintln!("warning: {warning}");
     }
-    if let Some(mut mesh) = translated.value {
-        if bare_short_names {
-            mesh.context.short_name_suffix = "".into();
-        }
-        index.set_mesh_config(mesh.config, mesh.context);
+    let Some(mut mesh) = translated.value else {
+        let reasons: Vec<String> = translated.rejections.iter().map(ToString::to_string).collect();
+        bail!("the mesh configuration cannot be used: {}", reasons.join("; "));
+    };
+    if bare_short_names {
+        mesh.context.short_name_suffix = "".into();
     }
+    index.set_mesh_config(mesh.config, mesh.context);
     index.reset(&Reset::Everything, scan.objects);
     let view = index.publish().map_or_else(|| index.view(), |(view, _)| view);
     for findings in index.findings().values() {

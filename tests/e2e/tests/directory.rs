@@ -233,18 +233,53 @@ fn a_port_in_use_is_a_clear_error() {
 }
 
 #[test]
-fn a_missing_directory_and_bad_flags_are_clear_errors() {
+fn what_weftd_cannot_start_with_is_one_clear_line_and_the_right_status() {
     let network = Network::claim().unwrap();
-    let mut arguments = vec!["--config".to_owned(), "/nowhere/at/all".to_owned()];
-    for (name, port) in [("--grpc-addr", 15010), ("--http-addr", 8080), ("--monitoring-addr", 15014)] {
-        arguments.extend([name.to_owned(), network.socket(255, 1, port).to_string()]);
+    let config = Config::new().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = scratch.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let here = config.path().display().to_string();
+    let nobody = "apiVersion: v1
+kind: Config
+clusters: [{name: a, cluster: {server: 'https://127.0.0.1:1'}}]
+users: [{name: a, user: {}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+current-context: a
+";
+    let (unclosed, port, kubeconfig) =
+        (file("unclosed", "a: ["), file("port", "proxyListenPort: 0"), file("kubeconfig", nobody));
+    // The arguments, and what the line must say.
+    let cases: [(&[&str], &[&str]); 8] = [
+        (&["--config", "/nowhere/at/all"], &["/nowhere/at/all", "--config"]),
+        (&["--config", &here, "--state-dir", &unclosed], &["unclosed", "--state-dir"]),
+        (&["--config", &here, "--mesh-config", "/nowhere"], &["/nowhere", "--mesh-config"]),
+        (&["--config", &here, "--mesh-config", &unclosed], &["unclosed:1", "bracket"]),
+        (&["--config", &here, "--mesh-config", &port], &["proxyListenPort", "range"]),
+        (&["--kubeconfig", "/nowhere"], &["/nowhere", "No such file"]),
+        (&["--kubeconfig", &unclosed], &["unclosed", "line 1"]),
+        (&["--kubeconfig", &kubeconfig], &["https://127.0.0.1:1/", "refused"]),
+    ];
+    for (arguments, expected) in cases {
+        let mut arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+        for (name, port) in [("--grpc-addr", 15010), ("--http-addr", 8080), ("--monitoring-addr", 15014)] {
+            arguments.extend([name.to_owned(), network.socket(255, 1, port).to_string()]);
+        }
+        arguments.extend(["--log-level", "error"].map(str::to_owned));
+        let (code, errors) = fails(&arguments).unwrap();
+        assert_eq!((code, errors.lines().count()), (Some(1), 1), "{arguments:?}: {errors}");
+        assert!(errors.starts_with("weftd: "), "{errors}");
+        assert!(expected.iter().all(|part| errors.contains(part)), "{expected:?}: {errors}");
     }
-    let (code, errors) = fails(&arguments).unwrap();
-    assert_eq!(code, Some(1), "{errors}");
-    assert!(errors.contains("/nowhere/at/all"), "{errors}");
-    let (code, errors) = fails(&["--no-such-flag".to_owned()]).unwrap();
-    assert_eq!(code, Some(2), "{errors}");
-    assert!(errors.contains("--no-such-flag"), "{errors}");
+    for flags in [&["--no-such-flag"][..], &["--domain", "a b"], &["--config", "a", "--kubeconfig", "b"]] {
+        let flags: Vec<String> = flags.iter().map(|text| (*text).to_owned()).collect();
+        let (code, errors) = fails(&flags).unwrap();
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains(&flags[0]), "{errors}");
+    }
 }
 
 /// Runs weftd, which must end by itself with an error, and returns its exit code and what it said.

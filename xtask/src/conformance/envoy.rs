@@ -7,10 +7,10 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::{Outcome, cases, for_each};
-use crate::{process, tidy, workspace};
+use crate::{Usage, process, tidy, workspace};
 
 /// Time for all proxies of a scenario, each of which has 25 seconds.
 const CASE_LIMIT: Duration = Duration::from_secs(240);
@@ -30,8 +30,8 @@ pub(super) enum Selection<'a> {
 
 /// Runs scenarios of the corpus in `dir`.
 pub(super) fn run(dir: &Path, selection: &Selection<'_>) -> anyhow::Result<Outcome> {
-    let programs = build()?;
     let scenarios = select(dir, selection)?;
+    let programs = build()?;
     let outcome = Mutex::new(Outcome::new());
     for_each(&scenarios, |scenario| {
         let mut lines = Vec::new();
@@ -64,7 +64,7 @@ fn select(dir: &Path, selection: &Selection<'_>) -> anyhow::Result<Vec<String>> 
         }
     };
     if let Some(unknown) = named.iter().find(|name| !all.contains(name)) {
-        bail!("{} has no scenario {unknown}", dir.display());
+        return Err(Usage(format!("{} has no scenario {unknown}", dir.display())).into());
     }
     Ok(named)
 }

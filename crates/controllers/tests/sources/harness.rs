@@ -18,7 +18,12 @@ pub(crate) struct Harness {
 }
 
 pub(crate) fn config(base: Value) -> Config {
-    Config { kubeconfig: None, namespace: "istio-system".to_owned(), base_mesh_config: base }
+    Config {
+        kubeconfig: None,
+        namespace: "istio-system".to_owned(),
+        base_mesh_config: base,
+        last_good_mesh_config: None,
+    }
 }
 
 /// An object whose version of the contents is `v`.
