@@ -6,7 +6,7 @@
 //! their nonces are, and workloads whose own resources come first in the order all chunks but the first. A large
 //! resource is sent from where it lies.
 
-use crate::session::Protocol;
+use crate::session::{Lists, Protocol};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use proto::resource::{Resource, ResourceType};
@@ -75,6 +75,7 @@ pub struct Encoder {
     control_plane: Vec<u8>,
     cache: Mutex<ChunkCache>,
     held_back: Mutex<HashMap<u128, Weak<Resource>>>,
+    lists: Lists,
 }
 
 impl Encoder {
@@ -89,7 +90,13 @@ impl Encoder {
             control_plane,
             cache: Mutex::new(ChunkCache { limit: cache_bytes, ..ChunkCache::default() }),
             held_back: Mutex::default(),
+            lists: Lists::default(),
         }
+    }
+
+    /// Returns the lists of names that clients share.
+    pub(crate) fn lists(&self) -> &Lists {
+        &self.lists
     }
 
     /// Encodes a response that holds `resources` and, in delta, the names in `removed`.

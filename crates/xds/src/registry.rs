@@ -1,12 +1,13 @@
 //! Who is connected, and how far each is: what status, `/debug/syncz` and `/debug/config_dump` are made of.
 
+use crate::server::Reading;
 use crate::session::{Protocol, Session, SessionStatus};
 use crate::source::PeerInfo;
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The sessions of a server. Cloning shares them. Reading waits for no client: a session is in use only for as long as
 /// it takes to decide what to send next.
@@ -43,6 +44,7 @@ struct Entry {
     connected_at: SystemTime,
     updated_at: Mutex<SystemTime>,
     session: Arc<Mutex<Session>>,
+    reading: Arc<Reading>,
 }
 
 impl Registry {
@@ -71,6 +73,13 @@ impl Registry {
         self.entries.lock().is_empty()
     }
 
+    /// Closes the connections of clients that have not read for as long as `patience`, and returns their nodes' ids.
+    pub(crate) fn close_blocked(&self, patience: Duration) -> Vec<String> {
+        let entries = self.entries.lock();
+        let blocked = entries.values().filter(|entry| entry.reading.close_if_blocked(patience));
+        blocked.map(|entry| entry.node.id.clone()).collect()
+    }
+
     pub(crate) fn enter(
         &self,
         stream: u64,
@@ -78,6 +87,7 @@ impl Registry {
         peer: PeerInfo,
         protocol: Protocol,
         session: Arc<Mutex<Session>>,
+        reading: Arc<Reading>,
     ) -> Registration {
         let now = SystemTime::now();
         let entry = Arc::new(Entry {
@@ -88,6 +98,7 @@ impl Registry {
             connected_at: now,
             updated_at: Mutex::new(now),
             session,
+            reading,
         });
         self.entries.lock().insert(stream, entry.clone());
         Registration { registry: self.clone(), entry }

@@ -201,6 +201,27 @@ async fn a_connection_that_has_grown_old_ends_its_streams_with_a_word() {
     assert_eq!(status.message(), "the connection is about to be closed: connect again");
 }
 
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let config = Config { send_timeout: std::time::Duration::from_millis(200), ..Config::standard("weft") };
+    // More than HTTP/2 lets a server send to a client that takes nothing.
+    let clusters = (0..64).map(|index| cluster(&format!("c{index:02}"), vec![0; 1 << 17]));
+    let running = start(snapshot(clusters.collect()), config).await;
+    let (_other, mut reads) = running.delta(clusters_wanted("reads")).await.unwrap();
+    reads.message().await.unwrap().unwrap();
+    let (_requests, mut responses) = running.delta(clusters_wanted("proxy")).await.unwrap();
+    let ends = async {
+        for is_there in [false, true] {
+            while running.registry.session("proxy").is_some() == is_there {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), ends).await.unwrap();
+    assert!(responses.message().await.is_err());
+    assert!(running.registry.session("reads").is_some(), "who reads is not");
+}
+
 async fn refusal(running: &Running, first: DeltaDiscoveryRequest) -> Status {
     match running.delta(first).await {
         Err(status) => status,

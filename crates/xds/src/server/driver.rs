@@ -1,7 +1,7 @@
 //! Moves messages between one stream and its session. All decisions are the session's.
 
 use super::Shared;
-use super::body::Outgoing;
+use super::body::{Outbox, Reading};
 use super::requests::Requests;
 use crate::codec::Message;
 use crate::metrics::{TypeLabel, VersionLabel, type_label, warming_label};
@@ -16,7 +16,7 @@ use serve::ReasonLabel;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -31,10 +31,6 @@ pub(crate) enum StreamError {
     NoNode,
     #[error("no request came in {0:?}")]
     Silent(Duration),
-    #[error("the client did not read for {0:?}")]
-    Blocked(Duration),
-    #[error("the client is gone")]
-    Gone,
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("the connection is about to be closed: connect again")]
@@ -58,58 +54,60 @@ impl From<StreamError> for Status {
             | StreamError::ShuttingDown
             | StreamError::Draining
             | StreamError::NoSource => Self::unavailable(message),
-            StreamError::Silent(_) | StreamError::Blocked(_) => Self::deadline_exceeded(message),
-            StreamError::Gone => Self::cancelled(message),
+            StreamError::Silent(_) => Self::deadline_exceeded(message),
             StreamError::Request(status) => status,
         }
     }
 }
 
-/// Serves one stream to its end, and writes its status.
+/// Where a driver writes, and what shows whether that is read.
+pub(crate) struct Outgoing {
+    pub(crate) outbox: Outbox,
+    pub(crate) reading: Arc<Reading>,
+}
+
+/// Serves one stream to its end, and returns its status.
 pub(crate) async fn run<M: Message>(
     shared: Arc<Shared>,
     peer: PeerInfo,
     draining: CancellationToken,
     requests: Requests<M>,
-    responses: mpsc::Sender<Outgoing>,
-) {
-    let closed = responses.clone();
+    outgoing: Outgoing,
+) -> Status {
     let served = async {
         // What is biased is the message that the client gets when all happens at once.
         tokio::select! {
             biased;
-            result = serve(&shared, peer, requests, &responses) => result,
-            () = closed.closed() => Err(StreamError::Gone),
+            result = serve(&shared, peer, requests, outgoing) => result,
             () = draining.cancelled() => Err(StreamError::Draining),
         }
     };
-    let status = match served.await {
+    match served.await {
         Ok(()) => Status::ok(""),
         Err(error) => {
             debug!(%error, "stream ended");
             error.into()
         }
-    };
-    // If the client does not read this either, the connection's keepalive will find out.
-    let _ = tokio::time::timeout(shared.config.send_timeout, responses.send(Outgoing::End(status))).await;
+    }
 }
 
 async fn serve<M: Message>(
     shared: &Arc<Shared>,
     peer: PeerInfo,
     mut requests: Requests<M>,
-    responses: &mpsc::Sender<Outgoing>,
+    outgoing: Outgoing,
 ) -> Result<(), StreamError> {
     let patience = shared.config.first_request_timeout;
-    let first = tokio::time::timeout(patience, requests.message()).await;
+    // On the heap: what reading the first request takes is not kept for the life of the stream.
+    let first = Box::pin(tokio::time::timeout(patience, requests.message())).await;
     let Some(mut first) = first.map_err(|_| StreamError::Silent(patience))?.map_err(StreamError::Request)?
     else {
         return Ok(());
     };
     let node = first.take_node().filter(|node| !node.id.is_empty()).ok_or(StreamError::NoNode)?;
     let connection = shared.source.connect(&node, &peer)?;
-    let mut driver = Driver::start::<M>(shared.clone(), node, peer, connection, responses.clone());
-    driver.on_message(first).await?;
+    let mut driver = Driver::start::<M>(shared.clone(), node, peer, connection, outgoing);
+    driver.on_message(first);
     driver.run(&mut requests).await
 }
 
@@ -120,7 +118,7 @@ struct Driver {
     session: Arc<Mutex<Session>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     observer: Box<dyn Observer>,
-    responses: mpsc::Sender<Outgoing>,
+    outbox: Outbox,
     registration: Registration,
     stuck: i64,
 }
@@ -131,7 +129,7 @@ impl Driver {
         mut node: Node,
         peer: PeerInfo,
         connection: Connection,
-        responses: mpsc::Sender<Outgoing>,
+        outgoing: Outgoing,
     ) -> Self {
         let Connection { mut snapshots, drain_time, on_demand, observer } = connection;
         let mut options: Options = shared.config.session;
@@ -150,8 +148,10 @@ impl Driver {
         let node_id = node.id.clone();
         // Every Envoy lists some hundred. They were looked at when it connected; nobody asks for them again.
         node.extensions = Vec::new();
-        let registration = shared.registry.enter(stream, node, peer, M::PROTOCOL, session.clone());
-        Self { shared, node_id, version, session, snapshots, observer, responses, registration, stuck: 0 }
+        let registration =
+            shared.registry.enter(stream, node, peer, M::PROTOCOL, session.clone(), outgoing.reading);
+        let outbox = outgoing.outbox;
+        Self { shared, node_id, version, session, snapshots, observer, outbox, registration, stuck: 0 }
     }
 
     async fn run<M: Message>(&mut self, requests: &mut Requests<M>) -> Result<(), StreamError> {
@@ -163,7 +163,7 @@ impl Driver {
                 biased;
                 () = ends(&mut shutdown) => return Err(StreamError::ShuttingDown),
                 message = requests.message() => match message.map_err(StreamError::Request)? {
-                    Some(message) => self.on_message(message).await?,
+                    Some(message) => self.on_message(message),
                     None => return Ok(()),
                 },
                 changed = self.snapshots.changed() => {
@@ -171,18 +171,18 @@ impl Driver {
                     let snapshot = self.snapshots.borrow_and_update().clone();
                     let started = Instant::now();
                     self.session.lock().on_snapshot(snapshot, started.into_std());
-                    self.flush(started).await?;
+                    self.flush(started);
                 }
                 () = at(deadline) => {
                     let started = Instant::now();
                     self.session.lock().on_timer(started.into_std());
-                    self.flush(started).await?;
+                    self.flush(started);
                 }
             }
         }
     }
 
-    async fn on_message<M: Message>(&mut self, message: M) -> Result<(), StreamError> {
+    fn on_message<M: Message>(&mut self, message: M) {
         let started = Instant::now();
         let type_url = message.type_url().to_owned();
         let only = self.shared.config.only;
@@ -190,11 +190,11 @@ impl Driver {
             Some(request) => self.session.lock().on_request(request, started.into_std()),
             None => debug!(proxy = self.node_id, type_url, "request for a type that is not served"),
         }
-        self.flush(started).await
+        self.flush(started);
     }
 
     /// Writes what the session has to say, and tells the others.
-    async fn flush(&mut self, started: Instant) -> Result<(), StreamError> {
+    fn flush(&mut self, started: Instant) {
         let (responses, events, stuck) = {
             let mut session = self.session.lock();
             (session.take_responses(), session.take_events(), session.stuck_count())
@@ -212,25 +212,7 @@ impl Driver {
         let prepared = started.elapsed();
         for response in responses {
             self.count(&response, prepared);
-            self.write(response).await?;
-        }
-        Ok(())
-    }
-
-    async fn write(&mut self, response: Response) -> Result<(), StreamError> {
-        let patience = self.shared.config.send_timeout;
-        let started = Instant::now();
-        let sent =
-            tokio::time::timeout(patience, self.responses.send(Outgoing::Message(response.frame))).await;
-        self.shared.metrics.send_time.observe(started.elapsed().as_secs_f64());
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(StreamError::Gone),
-            Err(_) => {
-                self.shared.metrics.write_timeouts.inc();
-                warn!(proxy = self.node_id, "proxy does not read: ending its stream");
-                Err(StreamError::Blocked(patience))
-            }
+            self.outbox.put(response.frame);
         }
     }
 

@@ -1,9 +1,9 @@
 //! The ADS server: gRPC around sessions.
 //!
 //! ```text
-//! serve ─▶ stream ─▶ driver (one task) ─▶ Session
-//!                           ▲   ▲      └─▶ FrameBody (shared bytes), Registry, Metrics, Observer
-//!               requests ───┘   └─── SnapshotSource
+//! serve ─▶ FrameBody (shared bytes) ─▶ driver ─▶ Session
+//!                                      ▲   ▲  └─▶ Registry, Metrics, Observer
+//!                          requests ───┘   └─── SnapshotSource
 //! ```
 
 mod body;
@@ -12,6 +12,7 @@ mod requests;
 mod secrets;
 mod service;
 
+pub(crate) use body::Reading;
 pub use secrets::SecretService;
 pub use service::AdsService;
 
@@ -23,8 +24,8 @@ use crate::source::SnapshotSource;
 use proto::resource::ResourceType;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::service::Routes;
@@ -43,7 +44,7 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// How many streams there may be in all.
     pub max_streams: usize,
-    /// For how long a client may not read before its stream is ended.
+    /// For how long a client may not read before its connection is closed.
     pub send_timeout: Duration,
     /// How long a new stream may take to send its first request.
     pub first_request_timeout: Duration,
@@ -82,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) shutdown: watch::Receiver<bool>,
     streams: AtomicU64,
     permits: Arc<Semaphore>,
+    /// The task that looks for clients that do not read runs.
+    watched: Once,
 }
 
 impl fmt::Debug for Shared {
@@ -95,8 +98,28 @@ impl Shared {
         self.streams.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// Starts to look for clients that do not read, if nobody does so yet.
+    pub(crate) fn watch_readers(self: &Arc<Self>) {
+        self.watched.call_once(|| {
+            tokio::spawn(watch_readers(Arc::downgrade(self)));
+        });
+    }
+
     pub(crate) fn admit(&self) -> Option<OwnedSemaphorePermit> {
         self.permits.clone().try_acquire_owned().ok()
+    }
+}
+
+/// Closes the connections of clients that do not read, for as long as the server exists.
+async fn watch_readers(server: Weak<Shared>) {
+    while let Some(shared) = server.upgrade() {
+        let patience = shared.config.send_timeout;
+        for node in shared.registry.close_blocked(patience) {
+            shared.metrics.write_timeouts.inc();
+            tracing::warn!(proxy = node, "proxy does not read: closing its connection");
+        }
+        drop(shared);
+        tokio::time::sleep(patience / 4).await;
     }
 }
 
@@ -128,6 +151,7 @@ impl Server {
             shutdown: ends,
             streams: AtomicU64::new(0),
             permits: Arc::new(Semaphore::new(config.max_streams.min(Semaphore::MAX_PERMITS))),
+            watched: Once::new(),
             config,
         });
         let health = HealthReporter::new();

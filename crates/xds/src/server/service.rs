@@ -1,6 +1,7 @@
 //! The aggregated discovery service, as a tower service that writes shared frames.
 
-use super::body::{FrameBody, Outgoing};
+use super::body::{FrameBody, Outbox, Reading};
+use super::driver::Outgoing;
 use super::requests::Requests;
 use super::{Shared, driver};
 use crate::codec::Message;
@@ -10,12 +11,8 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-
-/// How many messages may wait for the client to read. More would only be older than what could be sent instead.
-const WAITING: usize = 2;
 
 /// Answers `StreamAggregatedResources` and `DeltaAggregatedResources`. Made by [`Server`](super::Server).
 #[derive(Clone, Debug)]
@@ -36,17 +33,20 @@ impl AdsService {
             driver::refuse(&self.shared, "streams");
             return Status::resource_exhausted("too many streams").into_http();
         };
+        self.shared.watch_readers();
         let (parts, body) = request.into_parts();
+        let reading = Arc::new(Reading::new(parts.extensions.get::<serve::Peer>().cloned()));
         let (peer, draining) = peer_of(parts.extensions);
-        let limit = self.shared.config.max_request_bytes;
-        let requests = Requests::<M>::new(body, limit);
-        let (sender, receiver) = mpsc::channel::<Outgoing>(WAITING);
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            driver::run(shared, peer, draining, requests, sender).await;
-            drop(permit);
-        });
-        let mut response = http::Response::new(tonic::body::Body::new(FrameBody::new(receiver)));
+        let requests = Requests::<M>::new(body, self.shared.config.max_request_bytes);
+        let (shared, outbox) = (self.shared.clone(), Outbox::default());
+        let send_time = shared.metrics.send_time.clone();
+        let outgoing = Outgoing { outbox: outbox.clone(), reading: reading.clone() };
+        let driver = async move {
+            let _permit = permit;
+            driver::run(shared, peer, draining, requests, outgoing).await
+        };
+        let body = FrameBody::new(driver, outbox, reading, send_time);
+        let mut response = http::Response::new(tonic::body::Body::new(body));
         response
             .headers_mut()
             .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));

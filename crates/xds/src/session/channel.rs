@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::wanted::{Lists, Wanted};
+
 /// New forms of resources by name; `None` is a removal.
 pub(crate) type Changes = BTreeMap<Arc<str>, Option<Arc<Resource>>>;
 
@@ -57,8 +59,8 @@ pub(crate) struct Channel {
     pub(crate) wildcard: bool,
     /// Names or `*` were given, so that an empty list no longer means everything.
     pub(crate) explicit: bool,
-    /// The names wanted, with the revision at which each was.
-    pub(crate) names: BTreeMap<Arc<str>, u64>,
+    /// The names wanted.
+    pub(crate) names: Wanted,
     /// What the client has acknowledged.
     pub(crate) acked: ResourceSet,
     /// What was sent since, oldest first.
@@ -106,7 +108,7 @@ impl Channel {
             requested: false,
             wildcard: false,
             explicit: false,
-            names: BTreeMap::new(),
+            names: Wanted::default(),
             acked: ResourceSet::new(),
             outstanding: VecDeque::new(),
             doubtful: Vec::new(),
@@ -130,15 +132,14 @@ impl Channel {
     }
 
     pub(crate) fn subscribes(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains_key(name)
+        self.wildcard || self.names.contains(name)
     }
 
     /// Whether a name is not in `snapshot` only because the subscription is too new for it, or because it is still
     /// being made.
     pub(crate) fn awaits(&self, snapshot: &Snapshot, name: &str) -> bool {
-        let on_demand = self.on_demand.contains(&name);
-        self.names.get(name).is_some_and(|revision| on_demand || *revision > snapshot.covers)
-            && !snapshot.of(self.kind).contains_key(name)
+        let making = self.on_demand.contains(&name) && self.names.contains(name);
+        (making || self.names.is_newer(name, snapshot.covers)) && !snapshot.of(self.kind).contains_key(name)
     }
 
     /// Returns what was sent last under `name` and not answered.
@@ -279,7 +280,8 @@ impl Channel {
             && changes.iter().zip(set).all(|((name, change), (known, resource))| {
                 name == known && change.as_ref().is_some_and(|change| Arc::ptr_eq(change, resource))
             })
-            && (self.wildcard || (self.names.len() == set.len() && self.names.keys().eq(set.keys())));
+            && (self.wildcard
+                || (self.names.len() == set.len() && self.names.iter().all(|name| set.contains_key(name))));
         if is_whole {
             self.acked = set.clone();
         }
@@ -359,8 +361,10 @@ impl Channel {
         self.acked.values().chain(sent).chain(&self.doubtful)
     }
 
-    /// Lets a client that has exactly the snapshot's resources share the snapshot's map.
-    pub(crate) fn adopt(&mut self, snapshot: &Snapshot) {
+    /// Lets a client that has exactly the snapshot's resources share the snapshot's map, and clients that want the same
+    /// names their list.
+    pub(crate) fn adopt(&mut self, snapshot: &Snapshot, lists: &Lists) {
+        self.names.share(lists, snapshot.covers);
         let set = snapshot.of(self.kind);
         let settled = self.outstanding.is_empty() && self.dirty.is_empty() && self.owed.is_empty();
         if settled

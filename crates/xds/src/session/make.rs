@@ -177,7 +177,7 @@ impl Session {
     pub(super) fn set_incomplete(&self, kind: ResourceType) -> bool {
         let channel = self.channel(kind);
         self.protocol == Protocol::Sotw
-            && channel.names.keys().any(|name| channel.awaits(&self.snapshot, name))
+            && channel.names.iter().any(|name| channel.awaits(&self.snapshot, name))
     }
 
     /// Returns whether a route or listener that the client may be using names a cluster which the snapshot lacks.

@@ -20,6 +20,7 @@ mod make;
 mod status;
 mod subscribe;
 mod switch;
+mod wanted;
 mod warmth;
 
 pub use status::{ChannelState, ChannelStatus, Quarantined, SessionStatus};
@@ -32,6 +33,7 @@ use proto::resource::{Resource, ResourceType, Snapshot, Warming};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+pub(crate) use wanted::Lists;
 use warmth::{Released, Warmth};
 
 /// A client that comes with clusters and does not ask for listeners for so long has none that could use them.
@@ -407,7 +409,7 @@ impl Session {
         self.push_listeners(now);
         self.push_routes(now);
         for channel in &mut self.channels {
-            channel.adopt(&self.snapshot);
+            channel.adopt(&self.snapshot, self.encoder.lists());
         }
     }
 

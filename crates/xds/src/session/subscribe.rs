@@ -40,11 +40,9 @@ impl Session {
             channel.wildcard = wanted.contains(WILDCARD);
         }
         let removed: Vec<Arc<str>> =
-            channel.names.keys().filter(|name| !wanted.contains(&***name)).cloned().collect();
-        let added: Vec<String> = wanted
-            .into_iter()
-            .filter(|name| name != WILDCARD && !channel.names.contains_key(name.as_str()))
-            .collect();
+            channel.names.iter().filter(|name| !wanted.contains(&***name)).cloned().collect();
+        let added: Vec<String> =
+            wanted.into_iter().filter(|name| name != WILDCARD && !channel.names.contains(name)).collect();
         (self.intern(kind, added), removed)
     }
 
@@ -68,11 +66,8 @@ impl Session {
             channel.explicit = true;
             channel.wildcard |= subscribe.iter().any(|name| name == WILDCARD);
         }
-        let removed: Vec<Arc<str>> = unsubscribe
-            .iter()
-            .filter_map(|name| channel.names.get_key_value(name.as_str()))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let removed: Vec<Arc<str>> =
+            unsubscribe.iter().filter_map(|name| channel.names.get(name).cloned()).collect();
         let added = subscribe.into_iter().filter(|name| name != WILDCARD).collect();
         (self.intern(kind, added), removed)
     }
@@ -114,12 +109,11 @@ impl Session {
             }
         }
         channel.answer_due |= complete && !added.is_empty();
-        if channel.names.is_empty() && channel.owed.is_empty() {
-            // Of a sorted list, maps are made at once.
-            channel.names = added.iter().map(|name| (name.clone(), revision)).collect();
+        channel.names.add(added, revision);
+        if channel.owed.is_empty() {
+            // Of a sorted list, a set is made at once.
             channel.owed = added.iter().cloned().collect();
         } else {
-            channel.names.extend(added.iter().map(|name| (name.clone(), revision)));
             channel.owed.extend(added.iter().cloned());
         }
         if channel.wildcard && !was_wildcard {
@@ -130,13 +124,12 @@ impl Session {
         }
         if was_wildcard && !channel.wildcard {
             let held = channel.sent_set();
-            let dropped: Vec<&Arc<str>> =
-                held.keys().filter(|name| !channel.names.contains_key(*name)).collect();
+            let dropped: Vec<&Arc<str>> = held.keys().filter(|name| !channel.names.contains(name)).collect();
             for name in dropped {
                 channel.forget(name);
             }
             let names = &channel.names;
-            channel.dirty.retain(|name| names.contains_key(name));
+            channel.dirty.retain(|name| names.contains(name));
         }
         if kind == ResourceType::Cluster {
             for name in removed {
@@ -181,7 +174,7 @@ impl Session {
                 } else {
                     // The version does not say of which names it is. One that was dropped and is wanted again may
                     // be missing although the version is right, so everything is sent.
-                    channel.claimed.extend(channel.names.keys().map(|name| (name.clone(), "".into())));
+                    channel.claimed.extend(channel.names.iter().map(|name| (name.clone(), "".into())));
                 }
             }
             Held::Each(versions) if versions.is_empty() => {}
