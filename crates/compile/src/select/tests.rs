@@ -33,7 +33,6 @@ fn workload() -> Workload {
     Workload {
         uid: None,
         id: WorkloadId { namespace: "app".into(), name: "cart-1".into() },
-        uid: None,
         ips: vec![[10, 0, 0, 1].into()],
         labels: labels(&[("app", "cart"), ("pod", "known")]),
         service_account: "cart".into(),
