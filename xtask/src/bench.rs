@@ -21,6 +21,8 @@ pub(crate) struct Args {
 enum What {
     /// Simulated proxies against weftd, or against any ADS server: times to the last acknowledgement, CPU, memory
     Push(Flags),
+    /// What certificates and mutual TLS cost: callers of the certificate service, and proxies that connect
+    Identity(Flags),
     /// Single steps, cold: objects to a view, a view to encoded resources; beside istiod's figures where they are
     Micro(Flags),
 }
@@ -37,7 +39,8 @@ struct Flags {
 /// Builds and runs a benchmark.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.what {
-        What::Push(Flags { flags }) => push(flags),
+        What::Push(Flags { flags }) => simulated("bench-push", flags),
+        What::Identity(Flags { flags }) => simulated("bench-identity", flags),
         What::Micro(Flags { flags }) => {
             let program = build("weft-bench", "bench-micro", &[])?;
             in_our_place(Command::new(program).current_dir(workspace::root()).args(flags), "the benchmark")
@@ -45,9 +48,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-fn push(flags: &[OsString]) -> anyhow::Result<()> {
+fn simulated(program: &str, flags: &[OsString]) -> anyhow::Result<()> {
     // Each by itself, so that weftd has the features of its dependencies that it is shipped with.
-    let program = build("weft-bench", "bench-push", &["--no-default-features"])?;
+    let program = build("weft-bench", program, &["--no-default-features"])?;
     let mut command = Command::new(program);
     if env::var_os("WEFTD").is_none() {
         command.env("WEFTD", build("weft-control-plane", "weftd", &[])?);

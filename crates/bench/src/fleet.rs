@@ -8,6 +8,7 @@ use anyhow::{anyhow, bail};
 use parking_lot::{Mutex, RwLock};
 use proto::envoy::config::core::v3::Node;
 use proto::resource::ResourceType;
+use rustls::ClientConfig;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -92,17 +93,31 @@ impl Fleet {
         nodes: Vec<Node>,
         limit: Duration,
     ) -> anyhow::Result<(Self, Spread)> {
+        let proxies = nodes.into_iter().map(|node| (node, None)).collect();
+        Self::connect_as(server, proxies, limit).await
+    }
+
+    /// As [`Fleet::connect`], over TLS where a proxy has a configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fleet::connect`].
+    pub async fn connect_as(
+        server: SocketAddr,
+        nodes: Vec<(Node, Option<Arc<ClientConfig>>)>,
+        limit: Duration,
+    ) -> anyhow::Result<(Self, Spread)> {
         let count = nodes.len();
         let shared = Arc::new(Shared::default());
         let mut fleet =
             Self { proxies: Vec::with_capacity(count), shared: shared.clone(), tasks: JoinSet::new() };
         let (converged, mut arrivals) = mpsc::unbounded_channel();
-        for (index, node) in nodes.into_iter().enumerate() {
+        for (index, (node, tls)) in nodes.into_iter().enumerate() {
             let envoy = Arc::new(Mutex::new(Envoy::new(node, shared.library.clone())));
             fleet.proxies.push(envoy.clone());
             let (shared, converged) = (shared.clone(), converged.clone());
             fleet.tasks.spawn(async move {
-                let Err(error) = live(index, server, &envoy, &shared, &converged).await;
+                let Err(error) = live(index, (server, tls), &envoy, &shared, &converged).await;
                 error.context(format!("proxy {index}"))
             });
         }
@@ -225,7 +240,7 @@ impl Fleet {
 
 /// Proxies have addresses of their own, by which servers tell them apart. On loopback there are enough for all; elsewhere
 /// the system chooses.
-fn source_of(index: usize, server: SocketAddr) -> Option<IpAddr> {
+pub(crate) fn source_of(index: usize, server: SocketAddr) -> Option<IpAddr> {
     let SocketAddr::V4(server) = server else { return None };
     let number = u32::try_from(index).ok().filter(|number| *number < 1 << 16)?;
     let own = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 200, 0, 1)) + number);
@@ -235,13 +250,13 @@ fn source_of(index: usize, server: SocketAddr) -> Option<IpAddr> {
 /// One proxy, for as long as its stream lives.
 async fn live(
     index: usize,
-    server: SocketAddr,
+    (server, tls): (SocketAddr, Option<Arc<ClientConfig>>),
     envoy: &Mutex<Envoy>,
     shared: &Shared,
     converged: &mpsc::UnboundedSender<Instant>,
 ) -> Result<std::convert::Infallible, anyhow::Error> {
     let first = envoy.lock().first_request();
-    let mut stream = Stream::open(server, source_of(index, server), &first).await?;
+    let mut stream = Stream::open(server, tls, source_of(index, server), &first).await?;
     drop(first);
     let mut has_converged = false;
     loop {

@@ -13,6 +13,7 @@
 pub mod envoy;
 pub mod facts;
 pub mod fleet;
+pub mod identity;
 pub mod mesh;
 #[cfg(feature = "micro")]
 pub mod micro;

@@ -5,9 +5,14 @@ use anyhow::{Context, bail, ensure};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::client;
 use prost::Message;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
 
 const METHOD: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
@@ -34,20 +39,11 @@ impl Stream {
     /// If there is no gRPC server, or it refuses.
     pub async fn open(
         server: SocketAddr,
+        tls: Option<Arc<ClientConfig>>,
         source: Option<IpAddr>,
         first: &impl Message,
     ) -> anyhow::Result<Self> {
-        let tcp = connect(server, source).await.with_context(|| format!("cannot connect to {server}"))?;
-        tcp.set_nodelay(true)?;
-        let (mut sender, connection) = client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(tcp)
-            .await?;
-        let connection = tokio::spawn(async move {
-            // The stream tells of a connection that ends.
-            let _ = connection.await;
-        });
+        let (mut sender, connection) = http2(server, tls, source).await?;
         let request = http::Request::post(format!("http://{server}/{METHOD}"))
             .header(http::header::CONTENT_TYPE, "application/grpc")
             .header(http::header::TE, "trailers")
@@ -92,6 +88,42 @@ impl Stream {
     }
 }
 
+/// Makes an HTTP/2 connection, over TLS if there is a configuration, on a task of its own.
+///
+/// # Errors
+///
+/// If there is no such server.
+pub(crate) async fn http2(
+    server: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+    source: Option<IpAddr>,
+) -> anyhow::Result<(client::SendRequest<Bytes>, tokio::task::JoinHandle<()>)> {
+    let tcp = connect(server, source).await.with_context(|| format!("cannot connect to {server}"))?;
+    tcp.set_nodelay(true)?;
+    match tls {
+        None => handshake(tcp).await,
+        Some(config) => {
+            let name = ServerName::from(server.ip());
+            handshake(TlsConnector::from(config).connect(name, tcp).await?).await
+        }
+    }
+}
+
+async fn handshake(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> anyhow::Result<(client::SendRequest<Bytes>, tokio::task::JoinHandle<()>)> {
+    let (sender, connection) = client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .handshake(io)
+        .await?;
+    let connection = tokio::spawn(async move {
+        // The stream tells of a connection that ends.
+        let _ = connection.await;
+    });
+    Ok((sender, connection))
+}
+
 async fn connect(server: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let Some(source) = source else { return TcpStream::connect(server).await };
     let socket = match source {
@@ -108,7 +140,7 @@ impl Drop for Stream {
     }
 }
 
-fn frame(message: &impl Message) -> Bytes {
+pub(crate) fn frame(message: &impl Message) -> Bytes {
     let len = message.encoded_len();
     let mut frame = BytesMut::with_capacity(HEADER + len);
     frame.put_u8(0);
@@ -117,7 +149,7 @@ fn frame(message: &impl Message) -> Bytes {
     frame.freeze()
 }
 
-fn take_message(buffer: &mut BytesMut) -> anyhow::Result<Option<Bytes>> {
+pub(crate) fn take_message(buffer: &mut BytesMut) -> anyhow::Result<Option<Bytes>> {
     let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
     ensure!(header[0] == 0, "the server compresses messages, which was not asked for");
     let len = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
