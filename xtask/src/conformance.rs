@@ -5,6 +5,7 @@
 
 mod envoy;
 mod inject;
+mod validation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -58,6 +59,13 @@ enum Corpus {
         #[command(flatten)]
         ratchet: Ratchet,
     },
+    /// Judge the objects of DIR and compare with the verdicts of Istio's validator
+    Validation {
+        /// The folder of objects
+        dir: PathBuf,
+        #[command(flatten)]
+        ratchet: Ratchet,
+    },
     /// Start every proxy of scenarios in DIR as a stock Envoy that weftd configures, which must take everything
     Envoy {
         /// The folder of scenarios
@@ -106,6 +114,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let outcome = inject::run(&build_weftctl()?, dir)?;
             judge("inject", &outcome, ratchet)
         }
+        Corpus::Validation { dir, ratchet } => {
+            let outcome = validation::run(&build_weftctl()?, dir)?;
+            judge("validation", &outcome, ratchet)
+        }
         Corpus::Envoy { dir, names, all, ratchet } => {
             let selection = match (all, names.as_slice()) {
                 (true, _) => Selection::All,
@@ -122,6 +134,7 @@ pub(crate) fn ratchet(corpus: &str, dir: &Path) -> anyhow::Result<()> {
     let weftctl = build_weftctl()?;
     let outcome = match corpus {
         "inject" => inject::run(&weftctl, dir)?,
+        "validation" => validation::run(&weftctl, dir)?,
         "xds" => xds(&weftctl, dir, &workspace::root().join("target/conformance/xds"))?,
         _ => simulation(&weftctl, dir)?,
     };

@@ -532,6 +532,14 @@ fn api_key(key: &ObjectKey) -> ApiKey {
         Kind::WorkloadEntry => ("networking.istio.io", "WorkloadEntry"),
         Kind::Sidecar => ("networking.istio.io", "Sidecar"),
         Kind::PeerAuthentication => ("security.istio.io", "PeerAuthentication"),
+        Kind::AuthorizationPolicy => ("security.istio.io", "AuthorizationPolicy"),
+        Kind::RequestAuthentication => ("security.istio.io", "RequestAuthentication"),
+        Kind::Telemetry => ("telemetry.istio.io", "Telemetry"),
+        Kind::EnvoyFilter => ("networking.istio.io", "EnvoyFilter"),
+        Kind::WorkloadGroup => ("networking.istio.io", "WorkloadGroup"),
+        Kind::ProxyConfig => ("networking.istio.io", "ProxyConfig"),
+        Kind::WasmPlugin => ("extensions.istio.io", "WasmPlugin"),
+        Kind::TrafficExtension => ("extensions.istio.io", "TrafficExtension"),
     };
     ApiKey {
         group: group.into(),

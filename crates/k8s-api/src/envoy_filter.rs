@@ -196,7 +196,7 @@ api_type! {
         pub operation: Option<PatchOperation>,
         /// With what: a message of Envoy's.
         #[schemars(schema_with = "schema::anything")]
-        pub value: BTreeMap<String, Value>,
+        pub value: Option<BTreeMap<String, Value>>,
     }
 }
 

@@ -57,6 +57,14 @@ pub enum Kind {
     WorkloadEntry,
     Sidecar,
     PeerAuthentication,
+    AuthorizationPolicy,
+    RequestAuthentication,
+    Telemetry,
+    EnvoyFilter,
+    WorkloadGroup,
+    ProxyConfig,
+    WasmPlugin,
+    TrafficExtension,
 }
 
 impl Kind {
@@ -77,6 +85,14 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::Sidecar => "Sidecar",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::Telemetry => "Telemetry",
+            Self::EnvoyFilter => "EnvoyFilter",
+            Self::WorkloadGroup => "WorkloadGroup",
+            Self::ProxyConfig => "ProxyConfig",
+            Self::WasmPlugin => "WasmPlugin",
+            Self::TrafficExtension => "TrafficExtension",
         }
     }
 }

@@ -44,6 +44,7 @@ mod service;
 mod service_entry;
 mod sidecar;
 mod traffic_policy;
+mod validate;
 mod virtual_service;
 mod workload_entry;
 
@@ -59,6 +60,7 @@ pub use secret::{ca_secret_names, config_map, secret};
 pub use service::{service, traffic_distribution};
 pub use service_entry::{is_auto_allocated, service_entry};
 pub use sidecar::sidecar;
+pub use validate::{Verdict, validate};
 pub use virtual_service::virtual_service;
 pub use workload_entry::workload_entry;
 

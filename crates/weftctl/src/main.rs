@@ -6,6 +6,7 @@ mod mesh;
 mod nodes;
 mod simulate;
 mod translate;
+mod validate;
 
 use clap::{Parser, Subcommand};
 use model::cause::one_line;
@@ -30,6 +31,8 @@ enum Command {
     Nodes(nodes::Args),
     /// Print what becomes of each call of a case: listener, filter chain, route, cluster, or why it is refused
     Simulate(simulate::Args),
+    /// Say what is wrong with the objects of a file, as the webhook would; fail if one must be refused
+    Validate(validate::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Inject(args) => inject::run(&args),
         Command::Nodes(args) => nodes::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Validate(args) => validate::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

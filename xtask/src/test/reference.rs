@@ -48,12 +48,14 @@ pub(super) fn comparisons() -> anyhow::Result<Vec<(&'static str, Comparison)>> {
         return Ok(Vec::new());
     }
     let (xds, simulation, inject) = (shared.clone(), shared.clone(), shared.clone());
+    let validation = shared.clone();
     let envoys = shared.join("conformance/xds");
     Ok(vec![
         ("crd parity", Box::new(move || crd_parity(&shared))),
         ("conformance xds", Box::new(move || conformance("xds", &xds))),
         ("conformance simulation", Box::new(move || conformance("simulation", &simulation))),
         ("conformance inject", Box::new(move || conformance("inject", &inject))),
+        ("conformance validation", Box::new(move || conformance("validation", &validation))),
         ("conformance envoy", Box::new(move || verdict(crate::conformance::slice_in_envoys(&envoys)))),
     ])
 }

@@ -1,0 +1,118 @@
+//! The corpus of objects with the verdicts of the API server and of Istio's validator.
+//!
+//! `weftctl validate` is the validator. What only the API server refuses is left to the CustomResourceDefinitions, whose
+//! rules `crd parity` compares; such cases are counted apart.
+
+use super::{CASE_LIMIT, Outcome};
+use crate::process;
+use crate::workspace;
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use toolbox::Tool;
+
+const READ: &str = "import json,os,sys,yaml
+top, out = sys.argv[1], []
+for folder, _, names in sorted(os.walk(top)):
+    for name in sorted(names):
+        if name.endswith('.yaml'):
+            out.append(yaml.safe_load(open(os.path.join(folder, name))))
+print(json.dumps(out, default=str))";
+
+/// Runs the corpus in `dir`.
+pub(super) fn run(weftctl: &Path, dir: &Path) -> anyhow::Result<Outcome> {
+    let python = Tool::Python.find().map_err(|error| anyhow::anyhow!("{error}"))?;
+    let mut read = process::command(python);
+    read.arg("-c").arg(READ).arg(dir);
+    let cases: Vec<Value> = serde_json::from_str(&process::output(&mut read, CASE_LIMIT)?)?;
+    ensure!(!cases.is_empty(), "{} holds no cases", dir.display());
+    let verdicts = verdicts(weftctl, &cases)?;
+    let reasons = super::deliberate(&workspace::root().join("tests/conformance/validation-ignore.txt"))?;
+    let mut outcome = Outcome::new();
+    let mut left_to_the_schema = 0;
+    for (case, verdict) in cases.iter().zip(&verdicts) {
+        let name = case["name"].as_str().context("a case has no name")?;
+        let gates = case["rejectedBy"].as_array().map_or(&[][..], Vec::as_slice);
+        let by_schema = gates.iter().any(|gate| gate != "validator");
+        if by_schema && verdict["accepted"] == true {
+            // It never reaches the validator.
+            left_to_the_schema += 1;
+            continue;
+        }
+        let wrong = judge(case, verdict);
+        match (reasons.get(name), &wrong) {
+            (Some(reason), None) => println!("unused rule {name}: {reason}"),
+            (Some(reason), Some(_)) => println!("differs on purpose {name}: {reason}"),
+            (None, Some(wrong)) => println!("FAIL {name}: {wrong}"),
+            (None, None) => {}
+        }
+        outcome.insert(name.to_owned(), wrong.is_none() || reasons.contains_key(name));
+    }
+    println!("{left_to_the_schema} cases are left to the API server, and not judged here");
+    Ok(outcome)
+}
+
+/// Asks about all objects at once.
+fn verdicts(weftctl: &Path, cases: &[Value]) -> anyhow::Result<Vec<Value>> {
+    let folder = workspace::root().join("target/conformance/validation");
+    fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
+    let file = folder.join("objects.yaml");
+    let text: Vec<String> = cases.iter().map(|case| case["object"].to_string()).collect();
+    fs::write(&file, text.join("\n---\n")).with_context(|| format!("could not write {}", file.display()))?;
+    let output = Command::new(weftctl)
+        .args(["validate", "--report", "--allow-unenforced-policies", "--objects"])
+        .arg(&file)
+        .output()
+        .context("could not start weftctl")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "weftctl validate failed: {}", said.trim());
+    let verdicts: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+    ensure!(verdicts.len() == cases.len(), "{} verdicts on {} objects", verdicts.len(), cases.len());
+    Ok(verdicts)
+}
+
+/// Returns how a verdict differs from what is expected.
+fn judge(case: &Value, verdict: &Value) -> Option<String> {
+    let (expected, accepted) = (case["error"].is_null(), verdict["accepted"] == true);
+    if expected && !accepted {
+        return Some(format!("must be accepted: {}", verdict["rejections"]));
+    }
+    if !expected && accepted {
+        return Some(format!("must be refused: {}", case["validator"]["error"]));
+    }
+    if !expected {
+        return None;
+    }
+    let warns = verdict["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
+    match (case["warning"].is_null(), warns) {
+        (false, false) => Some(format!("must warn: {}", case["warning"])),
+        (true, true) => Some(format!("must not warn: {}", verdict["warnings"])),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(refused: bool, warns: bool, accepted: bool, warned: bool) -> Option<String> {
+        let text = |set: bool| if set { json!("text") } else { Value::Null };
+        let case = json!({"error": text(refused), "warning": text(warns), "validator": {"error": "text"}});
+        let warnings = if warned { json!([{}]) } else { json!([]) };
+        judge(&case, &json!({"accepted": accepted, "warnings": warnings, "rejections": []}))
+    }
+
+    #[test]
+    fn acceptance_and_warnings_must_be_equal() {
+        assert_eq!(check(false, false, true, false), None);
+        assert_eq!(check(true, false, false, true), None);
+        assert_eq!(check(false, true, true, true), None);
+        assert!(check(false, false, false, false).is_some());
+        assert!(check(true, false, true, false).is_some());
+        assert!(check(false, true, true, false).is_some());
+        assert!(check(false, false, true, true).is_some());
+    }
+}
