@@ -95,6 +95,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let (Corpus::Xds { dir, .. }
     | Corpus::Simulation { dir, .. }
     | Corpus::Inject { dir, .. }
+    | Corpus::Validation { dir, .. }
     | Corpus::Envoy { dir, .. }) = &args.corpus;
     // Before anything is built.
     if !dir.is_dir() {
