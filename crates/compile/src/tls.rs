@@ -19,6 +19,7 @@ use crate::audience::{CertificateFiles, InboundAudience, OutboundAudience, Switc
 use crate::wire;
 use model::destination_rule::{ClientTls, ClientTlsMode};
 use model::gateway::{ServerTls, ServerTlsMode, TlsVersion};
+use model::mesh_config::TlsDefaults;
 use model::{MeshConfig, Str};
 use proto::envoy::config::core::v3::api_config_source::ApiType;
 use proto::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
@@ -92,6 +93,8 @@ pub struct Identity<'a> {
     pub client_files: Option<&'a CertificateFiles>,
     /// Certificates in files, in place of the workload's own towards clients.
     pub server_files: Option<&'a CertificateFiles>,
+    /// What applies to TLS that is not the mesh's own.
+    pub defaults: Option<&'a TlsDefaults>,
 }
 
 impl<'a> Identity<'a> {
@@ -111,7 +114,14 @@ impl<'a> Identity<'a> {
             exchanges_metadata: exchanges_metadata(switches),
             client_files: switches.client_certificates.as_ref(),
             server_files: switches.server_certificates.as_ref(),
+            defaults: None,
         }
+    }
+
+    /// Returns the identity with the mesh's defaults of TLS.
+    #[must_use]
+    pub fn under(self, config: &'a MeshConfig) -> Self {
+        Self { defaults: Some(&config.tls_defaults), ..self }
     }
 }
 
@@ -307,7 +317,12 @@ pub fn client(identity: Identity<'_>, tls: &ClientTls, service_names: &[Str], ht
             }
         }
     }
-    parts.common.tls_params = Some(client_versions());
+    let defaults = identity.defaults;
+    parts.common.tls_params = Some(TlsParameters {
+        cipher_suites: defaults.map(|defaults| owned(&defaults.cipher_suites)).unwrap_or_default(),
+        ecdh_curves: defaults.map(|defaults| owned(&defaults.ecdh_curves)).unwrap_or_default(),
+        ..client_versions()
+    });
     if http2 {
         parts.common.alpn_protocols.push("h2".to_owned());
     }
@@ -344,7 +359,7 @@ pub fn client_files<'s>(
         insecure_skip_verify: None,
         ca_crl: None,
     };
-    client(identity, &tls, &[], http2)
+    client(Identity { defaults: None, ..identity }, &tls, &[], http2)
 }
 
 /// What is inside TLS.
@@ -370,10 +385,15 @@ pub fn mesh_server(
         validation(trust_domains.map(|domain| MatchPattern::Prefix(format!("spiffe://{domain}/"))).collect());
     let mut common = workload_server(identity, accepted);
     common.alpn_protocols = server_alpn(identity, application);
-    common.tls_params = Some(TlsParameters {
-        cipher_suites: MESH_CIPHERS.iter().map(|&cipher| cipher.to_owned()).collect(),
-        ..client_versions()
-    });
+    let mut parameters = client_versions();
+    parameters.cipher_suites = match config.mesh_tls.cipher_suites.as_slice() {
+        [] => MESH_CIPHERS.iter().map(|&cipher| cipher.to_owned()).collect(),
+        given => owned(given),
+    };
+    if config.mesh_tls.min_version != TlsVersion::Auto {
+        parameters.tls_minimum_protocol_version = version(config.mesh_tls.min_version) as i32;
+    }
+    common.tls_params = Some(parameters);
     Some(Downstream { context: downstream(common, true), secrets: BTreeSet::new() })
 }
 
@@ -431,7 +451,7 @@ pub fn server(identity: Identity<'_>, tls: &ServerTls, application: Application)
     }
     // What is inside does not matter here: clients outside the mesh negotiate HTTP or nothing.
     parts.common.alpn_protocols = server_alpn(identity, Application::Http);
-    parts.common.tls_params = server_parameters(tls);
+    parts.common.tls_params = server_parameters(tls, identity.defaults.unwrap_or(&TlsDefaults::default()));
     Some(Downstream { context: downstream(parts.common, requires), secrets: parts.secrets })
 }
 
@@ -469,12 +489,17 @@ fn server_alpn(identity: Identity<'_>, application: Application) -> Vec<String> 
     exchange.into_iter().chain(["h2", "http/1.1"]).map(str::to_owned).collect()
 }
 
-fn server_parameters(tls: &ServerTls) -> Option<TlsParameters> {
+fn server_parameters(tls: &ServerTls, defaults: &TlsDefaults) -> Option<TlsParameters> {
+    let either = |own: &[Str], default: &[Str]| owned(if own.is_empty() { default } else { own });
+    let min_version = match tls.min_version {
+        TlsVersion::Auto => defaults.min_version,
+        own => own,
+    };
     let parameters = TlsParameters {
-        tls_minimum_protocol_version: version(tls.min_version) as i32,
+        tls_minimum_protocol_version: version(min_version) as i32,
         tls_maximum_protocol_version: version(tls.max_version) as i32,
-        cipher_suites: owned(&tls.cipher_suites),
-        ecdh_curves: owned(&tls.ecdh_curves),
+        cipher_suites: either(&tls.cipher_suites, &defaults.cipher_suites),
+        ecdh_curves: either(&tls.ecdh_curves, &defaults.ecdh_curves),
         ..TlsParameters::default()
     };
     (parameters != TlsParameters::default()).then_some(parameters)

@@ -3,9 +3,10 @@
 use crate::destination_rule::{
     ClientTls, ConnectionPool, H2Upgrade, LocalityLb, OutlierDetection, TcpKeepalive,
 };
+use crate::gateway::TlsVersion;
 use crate::sidecar::OutboundTrafficPolicy;
 use crate::virtual_service::Retries;
-use crate::{Namespace, ProxySettings, Str};
+use crate::{Hostname, Namespace, ProxySettings, Str};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,12 @@ pub struct MeshConfig {
     pub access_log_json: bool,
     /// Whether listeners log connections that no filter chain takes.
     pub listener_log: bool,
+    /// TLS where it is not the mesh's own: what servers and clients do not say.
+    pub tls_defaults: TlsDefaults,
+    /// TLS that workloads accept from each other. There are no curves in it.
+    pub mesh_tls: TlsDefaults,
+    /// Hosts of services, and whether they stay inside of their cluster.
+    pub cluster_local: Vec<(Hostname, bool)>,
     /// Settings of proxies that bring none of their own.
     pub proxy: Arc<ProxySettings>,
     /// How long replaced listeners drain.
@@ -112,10 +119,45 @@ impl Default for MeshConfig {
             access_log_format: "".into(),
             access_log_json: false,
             listener_log: true,
+            tls_defaults: TlsDefaults::default(),
+            mesh_tls: TlsDefaults::default(),
+            cluster_local: Vec::new(),
             proxy: Arc::default(),
             drain_duration: Duration::from_secs(45),
         }
     }
+}
+
+impl MeshConfig {
+    /// Returns whether clients of a service get endpoints of their own cluster only: as the settings say for exactly this
+    /// host or the narrowest pattern, the last one first. What runs a cluster stays in it if nothing is said.
+    pub fn is_cluster_local(&self, host: &Hostname) -> bool {
+        let said = self.cluster_local.iter().rev();
+        let exact = said.clone().find(|(own, _)| own == host);
+        let narrowest = |best: Option<&(Hostname, bool)>, next: &(Hostname, bool)| {
+            best.is_none_or(|best| next.0.as_str().len() > best.0.as_str().len())
+        };
+        let patterns = said.filter(|(own, _)| own.is_wildcard() && host.is_within(own));
+        let pattern = patterns.fold(None, |best, next| if narrowest(best, next) { Some(next) } else { best });
+        match exact.or(pattern) {
+            Some((_, is_local)) => *is_local,
+            None => {
+                let host = host.as_str().strip_suffix(self.domain.as_ref()).unwrap_or_default();
+                host == "kubernetes.default.svc." || host.ends_with(".kube-system.svc.")
+            }
+        }
+    }
+}
+
+/// Parameters of TLS. What is not said has Envoy's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsDefaults {
+    /// The lowest version.
+    pub min_version: TlsVersion,
+    /// Cipher suites for TLS 1.2.
+    pub cipher_suites: Vec<Str>,
+    /// Key exchange curves.
+    pub ecdh_curves: Vec<Str>,
 }
 
 /// Normalisation of request paths.
@@ -131,4 +173,33 @@ pub enum PathNormalization {
     MergeSlashes,
     /// `%2F` and `%5C` are decoded as well.
     DecodeAndMergeSlashes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_narrowest_setting_decides_what_stays_in_its_cluster() {
+        let said =
+            [("*.infra.svc.cluster.local", true), ("open.infra.svc.cluster.local", false), ("*", false)];
+        let settings = |said: &[(&str, bool)]| MeshConfig {
+            cluster_local: said.iter().map(|(host, local)| ((*host).into(), *local)).collect(),
+            ..MeshConfig::default()
+        };
+        let some = settings(&said[..2]);
+        for (host, expected) in [
+            ("mail.infra.svc.cluster.local", true),
+            ("open.infra.svc.cluster.local", false),
+            ("cart.app.svc.cluster.local", false),
+            ("kubernetes.default.svc.cluster.local", true),
+            ("dns.kube-system.svc.cluster.local", true),
+            ("dns.kube-system.svc.other", false),
+        ] {
+            assert_eq!(some.is_cluster_local(&host.into()), expected, "{host}");
+        }
+        let all = settings(&said);
+        assert!(all.is_cluster_local(&"mail.infra.svc.cluster.local".into()));
+        assert!(!all.is_cluster_local(&"dns.kube-system.svc.cluster.local".into()));
+    }
 }

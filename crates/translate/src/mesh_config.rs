@@ -5,13 +5,15 @@ use crate::discovery;
 use crate::http_route::retries;
 use crate::parse::{duration, port, positive_duration};
 use crate::report::{At, Report, Translated};
+use crate::server_tls::cipher_suites;
 use crate::traffic_policy::{client_tls, connection_pool, locality_lb, outlier_detection, tcp_keepalive};
 use crate::virtual_service::{Scope, destination, unknown};
 use k8s_api::mesh_config as api;
 use model::destination_rule::{ClientTls, ClientTlsMode, H2Upgrade, LocalityLb};
-use model::mesh_config::PathNormalization;
+use model::gateway::TlsVersion;
+use model::mesh_config::{PathNormalization, TlsDefaults};
 use model::sidecar::{OutboundMode, OutboundTrafficPolicy};
-use model::{Kind, MeshConfig, Namespace, ObjectKey, ProxySettings, Str};
+use model::{Hostname, Kind, MeshConfig, Namespace, ObjectKey, ProxySettings, Str};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +114,9 @@ pub fn mesh_config(domain: &Str, cluster: &Str, object: &api::MeshConfig) -> Tra
         access_log_format: object.access_log_format.as_str().into(),
         access_log_json: access_log_json(&at.field("accessLogEncoding"), &object.access_log_encoding),
         listener_log: !object.disable_envoy_listener_log,
+        tls_defaults: tls_defaults(&at.field("tlsDefaults"), object.tls_defaults.as_ref()),
+        mesh_tls: mesh_tls(&at.field("meshMTLS"), object.mesh_mtls.as_ref()),
+        cluster_local: cluster_local(&object.service_settings),
         proxy: Arc::new(proxy_settings(&at_proxy, &object.default_config)),
         drain_duration: positive(
             &at_proxy,
@@ -229,6 +234,39 @@ fn access_log_json(at: &At<'_>, given: &api::AccessLogEncoding) -> bool {
             false
         }
     }
+}
+
+fn tls_defaults(at: &At<'_>, given: Option<&api::TlsConfig>) -> TlsDefaults {
+    let Some(given) = given else { return TlsDefaults::default() };
+    TlsDefaults {
+        min_version: match &given.min_protocol_version {
+            None | Some(api::MeshTlsProtocol::Auto) => TlsVersion::Auto,
+            Some(api::MeshTlsProtocol::V1_2) => TlsVersion::V1_2,
+            Some(api::MeshTlsProtocol::V1_3) => TlsVersion::V1_3,
+            Some(api::MeshTlsProtocol::Other(value)) => {
+                unknown(&at.field("minProtocolVersion"), value, api::MeshTlsProtocol::VALUES);
+                TlsVersion::Auto
+            }
+        },
+        cipher_suites: cipher_suites(&at.field("cipherSuites"), &given.cipher_suites),
+        ecdh_curves: texts(&given.ecdh_curves),
+    }
+}
+
+fn mesh_tls(at: &At<'_>, given: Option<&api::TlsConfig>) -> TlsDefaults {
+    if given.is_some_and(|given| !given.ecdh_curves.is_empty()) {
+        at.field("ecdhCurves").reject("cannot be set for TLS between workloads of the mesh");
+    }
+    tls_defaults(at, given)
+}
+
+fn cluster_local(given: &[api::ServiceSettings]) -> Vec<(Hostname, bool)> {
+    let of = |settings: &api::ServiceSettings| {
+        let is_local = settings.settings.as_ref().is_some_and(|settings| settings.cluster_local);
+        let hosts = settings.hosts.iter().map(move |host| (Hostname::new(host.as_str()), is_local));
+        hosts.collect::<Vec<_>>()
+    };
+    given.iter().flat_map(of).collect()
 }
 
 /// Translates the settings of proxies that bring none of their own.

@@ -145,7 +145,8 @@ fn check_certificates(at: &At<'_>, mode: ServerTlsMode, given: &api::ServerTlsSe
     }
 }
 
-fn cipher_suites(at: &At<'_>, given: &[String]) -> Vec<Str> {
+/// Returns the cipher suites that are known, each once.
+pub(crate) fn cipher_suites(at: &At<'_>, given: &[String]) -> Vec<Str> {
     let mut seen = BTreeSet::new();
     let suites = given.iter().enumerate().filter_map(|(i, suite)| {
         let at = at.index(i);

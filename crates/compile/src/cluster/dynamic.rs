@@ -74,7 +74,7 @@ pub(super) fn unknown_hosts(config: &MeshConfig, audience: &OutboundAudience) ->
     draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
     draft.apply_connection_pool(config, config.default_connection_pool.as_ref(), None);
     match &config.dynamic_dns_tls {
-        Some(tls) => encrypt(&mut draft, audience, tls),
+        Some(tls) => encrypt(&mut draft, config, audience, tls),
         None => {
             draft.http.protocol = Protocol::Downstream;
             draft.http.common_mut().idle_timeout = Some(PASSTHROUGH_IDLE_TIMEOUT.into());
@@ -83,8 +83,8 @@ pub(super) fn unknown_hosts(config: &MeshConfig, audience: &OutboundAudience) ->
     draft
 }
 
-fn encrypt(draft: &mut Draft, audience: &OutboundAudience, given: &ClientTls) {
-    let upstream = tls::client(Identity::outbound(audience), given, &[], false);
+fn encrypt(draft: &mut Draft, config: &MeshConfig, audience: &OutboundAudience, given: &ClientTls) {
+    let upstream = tls::client(Identity::outbound(audience).under(config), given, &[], false);
     draft.cluster.transport_socket = Some(upstream.socket());
     // Whatever else is expected of the certificate, it is to be one for the host of the request.
     draft.http.upstream = Some(UpstreamHttpProtocolOptions {

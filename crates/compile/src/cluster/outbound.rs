@@ -96,7 +96,7 @@ fn clusters(
         mesh,
         config: mesh.config(),
         audience,
-        identity: Identity::outbound(audience),
+        identity: Identity::outbound(audience).under(mesh.config()),
         service,
         rule: rule.as_deref(),
         accounts: OnceCell::new(),

@@ -47,6 +47,8 @@ pub struct AssignmentKey {
     networks: BTreeSet<Str>,
     /// The only node whose endpoints are wanted.
     node: NodeFilter,
+    /// The only cluster whose endpoints are wanted.
+    only_cluster: Option<Str>,
     /// Whether unready endpoints are sent, for Envoy to know of them.
     unhealthy: bool,
     /// Whether only endpoints that take mutual TLS are wanted.
@@ -140,6 +142,7 @@ pub(crate) fn key(config: &MeshConfig, audience: &OutboundAudience, of: &Of<'_>)
             true => NodeFilter::Only(audience.node.clone()),
             false => NodeFilter::Any,
         },
+        only_cluster: config.is_cluster_local(&service.key.host).then(|| audience.cluster.clone()),
         unhealthy: panic_threshold(of.blocks, service) == 0,
         mtls_only: of.sni_dnat,
     }
@@ -216,6 +219,7 @@ impl AssignmentKey {
         endpoint.service_port == self.port
             && self.subset.selects(&endpoint.labels)
             && (self.unhealthy || endpoint.health != Health::Unhealthy)
+            && self.only_cluster.as_ref().is_none_or(|only| *only == endpoint.cluster)
             && (self.networks.is_empty() || self.networks.contains(&endpoint.network))
             && match &self.node {
                 NodeFilter::Any => true,

@@ -136,7 +136,8 @@ fn terminated(
     filters: impl FnOnce(&BoundServer<'_>) -> Option<super::chain::Filters>,
 ) -> Option<Chain> {
     let settings = server.server.tls.as_ref()?;
-    let socket = tls::server(Identity::outbound(l4.audience), settings, application)?;
+    let socket =
+        tls::server(Identity::outbound(l4.audience).under(l4.context.config), settings, application)?;
     let mut chain = Chain::new(condition, filters(server)?);
     if settings.mode == ServerTlsMode::IstioMutual && application == Application::Tcp {
         chain.filters.filters.splice(..0, metadata_exchange(l4.context.switches));

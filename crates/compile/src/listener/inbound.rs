@@ -299,6 +299,7 @@ impl Inbound<'_, '_> {
         let condition = |transport, alpn| Condition { port, transport, alpn, ..Condition::default() };
         if let Some(settings) = own_tls.filter(|_| mode == MtlsMode::Disable && protocol.is_tls()) {
             let handling = if protocol == Protocol::Https { Handling::Http } else { Handling::Bytes };
+            let identity = identity.under(self.context.config);
             let socket = tls::server(identity, settings, handling.application());
             let (name, filters) = match socket {
                 Some(_) => filters(handling),

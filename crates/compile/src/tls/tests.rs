@@ -7,7 +7,13 @@ use prost::Message;
 use serde_json::{Value, json};
 
 fn with_agent() -> Identity<'static> {
-    Identity { present: true, exchanges_metadata: false, client_files: None, server_files: None }
+    Identity {
+        present: true,
+        exchanges_metadata: false,
+        client_files: None,
+        server_files: None,
+        defaults: None,
+    }
 }
 
 fn bare() -> Identity<'static> {
@@ -123,4 +129,43 @@ fn workloads_take_mutual_tls() {
         expect(case, &json_of(&opened.context), path, &expected);
     }
     assert_eq!(mesh_server(&config, bare(), Application::Http), None);
+}
+
+#[test]
+fn the_mesh_says_what_servers_and_clients_do_not() {
+    use model::mesh_config::TlsDefaults;
+    let config = MeshConfig {
+        tls_defaults: TlsDefaults {
+            min_version: TlsVersion::V1_3,
+            cipher_suites: vec!["AES128-SHA".into()],
+            ecdh_curves: vec!["P-384".into()],
+        },
+        mesh_tls: TlsDefaults { min_version: TlsVersion::V1_3, ..TlsDefaults::default() },
+        ..MeshConfig::default()
+    };
+    let own = ServerTls {
+        credential_name: Some("c".into()),
+        min_version: TlsVersion::V1_2,
+        cipher_suites: vec!["AES256-SHA".into()],
+        ..crate::fixtures::server_tls(ServerTlsMode::Simple)
+    };
+    let none = ServerTls { min_version: TlsVersion::Auto, cipher_suites: Vec::new(), ..own.clone() };
+    let parameters = |tls: &ServerTls| {
+        let context = server(with_agent().under(&config), tls, Application::Http).unwrap().context;
+        context.common_tls_context.unwrap().tls_params.unwrap()
+    };
+    let (own, none) = (parameters(&own), parameters(&none));
+    assert_eq!(
+        (own.tls_minimum_protocol_version, own.cipher_suites),
+        (TlsProtocol::TlSv12 as i32, vec!["AES256-SHA".to_owned()])
+    );
+    assert_eq!(own.ecdh_curves, ["P-384"]);
+    assert_eq!(
+        (none.tls_minimum_protocol_version, none.cipher_suites),
+        (TlsProtocol::TlSv13 as i32, vec!["AES128-SHA".to_owned()])
+    );
+    let mesh = mesh_server(&config, with_agent(), Application::Http).unwrap().context;
+    let mesh = mesh.common_tls_context.unwrap().tls_params.unwrap();
+    assert_eq!(mesh.tls_minimum_protocol_version, TlsProtocol::TlSv13 as i32);
+    assert_eq!(mesh.cipher_suites.len(), MESH_CIPHERS.len());
 }
