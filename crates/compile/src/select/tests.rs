@@ -31,6 +31,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
 
 fn workload() -> Workload {
     Workload {
+        uid: None,
         id: WorkloadId { namespace: "app".into(), name: "cart-1".into() },
         ips: vec![[10, 0, 0, 1].into()],
         labels: labels(&[("app", "cart"), ("pod", "known")]),
