@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 4 whole   control-plane · weft-agent · weftctl
-//! 3 edge    controllers · source-dir · identity
+//! 3 edge    controllers · source-dir · identity · webhook
 //! 2 state   index · serve · xds · push
 //! 1 pure    translate · compile · explain · ca · inject
 //! 0 words   model · k8s-api · proto
@@ -60,6 +60,7 @@ const TABLE: &[Row] = &[
     ),
     row("weft-source-dir", Layer::Edge, &["weft-model", "weft-k8s-api", "weft-translate", "weft-index"], &[]),
     row("weft-identity", Layer::Edge, &["weft-model", "weft-proto", "weft-ca", "weft-serve"], &[]),
+    row("weft-webhook", Layer::Edge, &["weft-k8s-api", "weft-translate", "weft-inject"], &["weft-model"]),
     row("weft-control-plane", Layer::Whole, &[BELOW_WHOLE], &[]),
     row(
         "weft-agent",
