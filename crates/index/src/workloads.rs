@@ -5,6 +5,7 @@ use k8s_api::workload_entry::WorkloadEntry;
 use model::{Labels, Locality, Namespace, Str, Workload, WorkloadId};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 const REGION: &str = "topology.kubernetes.io/region";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -22,7 +23,7 @@ const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 /// A workload with what its endpoints take over from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
-    pub(crate) workload: Workload,
+    pub(crate) workload: Arc<Workload>,
     /// The workload's labels and those of its place, by which subsets and priorities select.
     pub(crate) endpoint_labels: Labels,
     /// Its SPIFFE id, if its service account is known.
@@ -122,7 +123,7 @@ pub(crate) fn member(workload: Workload, trust_domain: &str, cluster: &Str) -> M
         endpoint_labels: with_topology(&workload.labels, &workload, cluster),
         identity: (!account.is_empty()).then(|| identity(trust_domain, namespace, account)),
         mtls: workload.labels.get(TLS_MODE) == Some("istio"),
-        workload,
+        workload: Arc::new(workload),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::Str;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// Labels of nodes, endpoints and clients that say where they are.
 pub mod topology {
@@ -20,9 +21,10 @@ pub mod topology {
     pub const HOSTNAME: &str = "kubernetes.io/hostname";
 }
 
-/// A set of labels, or an equality selector over one: both are maps from key to value.
+/// A set of labels, or an equality selector over one: both are maps from key to value. Cloning shares it: a workload's
+/// labels are those of each of its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Labels(BTreeMap<Str, Str>);
+pub struct Labels(Arc<BTreeMap<Str, Str>>);
 
 impl Labels {
     /// Returns the empty set, which as a selector selects everything.
@@ -37,7 +39,7 @@ impl Labels {
 
     /// Sets `key` to `value`.
     pub fn insert(&mut self, key: impl Into<Str>, value: impl Into<Str>) {
-        self.0.insert(key.into(), value.into());
+        Arc::make_mut(&mut self.0).insert(key.into(), value.into());
     }
 
     /// Returns whether every label of `self`, read as a selector, is in `labels` with the same value.
@@ -63,7 +65,7 @@ impl Labels {
 
 impl<K: Into<Str>, V: Into<Str>> FromIterator<(K, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(labels: I) -> Self {
-        Self(labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+        Self(Arc::new(labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect()))
     }
 }
 

@@ -318,10 +318,11 @@ impl MeshViewBuilder {
     }
 
     /// Adds or replaces a workload.
-    pub fn set_workload(&mut self, workload: Workload) {
+    pub fn set_workload(&mut self, workload: impl Into<Arc<Workload>>) {
+        let workload = workload.into();
         let id = workload.id.clone();
-        if self.view.workloads.get(&id).is_none_or(|old| **old != workload) {
-            self.view.workloads.insert(id.clone(), Arc::new(workload));
+        if self.view.workloads.get(&id).is_none_or(|old| *old != workload) {
+            self.view.workloads.insert(id.clone(), workload);
             self.changed(Key::Workload(id));
         }
     }
