@@ -19,7 +19,8 @@ use std::rc::Rc;
 struct Host {
     /// The declared port of the first server that brought it.
     port: u16,
-    routes: Vec<Rc<Route>>,
+    /// Each with whether its rules are for every host (`*`): these come after all others, whatever their age.
+    routes: Vec<(bool, Rc<Route>)>,
     /// Whether plain text is answered by a redirect.
     redirect: bool,
 }
@@ -47,9 +48,9 @@ pub(super) fn virtual_hosts(destinations: Destinations<'_, '_>, servers: &[&Boun
             if routes.is_empty() {
                 continue;
             }
-            for name in names {
+            for (name, for_all) in names {
                 let host = hosts.entry(name).or_insert_with(|| Host::new(bound.server));
-                host.routes.extend(routes.iter().cloned());
+                host.routes.extend(routes.iter().map(|route| (for_all, route.clone())));
                 host.redirect |= redirects(bound.server);
             }
         }
@@ -88,9 +89,10 @@ fn redirects(server: &Server) -> bool {
     server.tls.as_ref().is_some_and(|tls| tls.https_redirect)
 }
 
-/// Returns the hosts that a server and a VirtualService have in common: of two that overlap, the narrower.
-fn shared_hosts(server: &Server, row: &VirtualServiceRow) -> Vec<Hostname> {
-    let mut shared: Vec<Hostname> = Vec::new();
+/// Returns the hosts that a server and a VirtualService have in common: of two that overlap, the narrower. Each with whether
+/// the VirtualService is for every host.
+fn shared_hosts(server: &Server, row: &VirtualServiceRow) -> Vec<(Hostname, bool)> {
+    let mut shared: Vec<(Hostname, bool)> = Vec::new();
     for host in &server.hosts {
         if !may_bind(&host.namespace, &row.key.namespace) {
             continue;
@@ -104,8 +106,8 @@ fn shared_hosts(server: &Server, row: &VirtualServiceRow) -> Vec<Hostname> {
             } else {
                 continue;
             };
-            if !shared.contains(common) {
-                shared.push(common.clone());
+            if !shared.iter().any(|(known, _)| known == common) {
+                shared.push((common.clone(), theirs.as_str() == "*"));
             }
         }
     }
@@ -143,7 +145,9 @@ fn merge_equal(hosts: BTreeMap<Hostname, Host>) -> Vec<Draft> {
     // By the identity of the routes: the last virtual host that was made of them.
     let mut latest: HashMap<Vec<*const Route>, usize> = HashMap::new();
     for (name, host) in hosts {
-        let routes = catch_alls_last(host.routes);
+        let mut routes = host.routes;
+        routes.sort_by_key(|(for_all, _)| *for_all);
+        let routes = catch_alls_last(routes.into_iter().map(|(_, route)| route).collect());
         let require_tls = match host.redirect {
             true => TlsRequirementType::All.into(),
             false => TlsRequirementType::None.into(),
@@ -220,6 +224,17 @@ mod tests {
                 got.virtual_hosts.iter().flat_map(|host| &host.domains).map(String::as_str).collect();
             assert_eq!(all, domains, "{server} {rules:?}");
         }
+    }
+
+    #[test]
+    fn rules_for_every_host_come_last() {
+        let world = world(&["80/HTTP/*.a.com"])
+            .rules("shop/all", &["*"], vec![rule("cart|all")], bound)
+            .rules("shop/wild", &["*.a.com"], vec![rule("cart|wild")], bound);
+        assert_eq!(
+            routes(&world.at_gateway("http.80").unwrap(), "*.a.com:80"),
+            ["/* -> 80|wild|cart.shop", "/* -> 80|all|cart.shop"]
+        );
     }
 
     #[test]
