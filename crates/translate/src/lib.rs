@@ -35,6 +35,7 @@ mod gateway;
 mod http_route;
 mod l4_route;
 mod mesh_config;
+mod overlap;
 mod peer_authentication;
 mod protocol;
 mod report;

@@ -3,6 +3,7 @@
 use crate::context::Context;
 use crate::http_route::http_rules;
 use crate::l4_route::{tcp_rules, tls_rules};
+use crate::overlap;
 use crate::parse::{
     ExportRules, Invalid, domain, export_to, gateway_ref, is_dns_label, port, wildcard_domain,
 };
@@ -45,6 +46,7 @@ pub fn virtual_service(context: &Context, object: &api::VirtualService) -> Trans
     if scope.is_delegate {
         check_delegate(&at, spec);
     }
+    overlap::check(&at.field("http"), &spec.http);
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
         at.reject("must have rules: at least one of http, tls and tcp");
     }
