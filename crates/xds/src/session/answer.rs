@@ -121,7 +121,10 @@ impl Session {
                 continue;
             }
             // Removals are taken up whatever happens to the rest.
-            channel.claimed.remove(name);
+            if channel.claimed.remove(name).is_some() && kind == ResourceType::Listener {
+                // What it names is not known, and it drains from now on.
+                self.listeners_warm_since = None;
+            }
             if self.protocol == Protocol::Delta && !removed_only {
                 channel.removed_again.insert(name.clone());
             }
