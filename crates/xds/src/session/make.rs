@@ -62,6 +62,7 @@ impl Session {
         let seq = self.seq + 1;
         let assumed = !self.channel(ResourceType::Cluster).requested;
         let since = if assumed { self.started } else { now };
+        self.warmth.reserve(changes.len());
         for (name, change) in changes {
             let Some(cluster) = change else {
                 self.warmth.forget(name);
