@@ -107,7 +107,11 @@ impl Secrets {
         let (serial, not_after) = identity::serial_and_end(chain.first()?)?;
         let now = (self.clock)();
         let held = self.held.borrow().clone()?;
-        let root = held.by_root.iter().find(|(_, trust)| trust.takes(chain, now)).map(|(root, _)| *root);
+        let root = match &*held.by_root {
+            // It is not trusted for another.
+            [(only, _)] => Some(*only),
+            several => several.iter().find(|(_, trust)| trust.takes(chain, now)).map(|(root, _)| *root),
+        };
         let report = root.map(|root| LeafReport { root, not_after: UnixTime::from(not_after) });
         Some(Presented { serial, report })
     }
