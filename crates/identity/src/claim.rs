@@ -71,6 +71,7 @@ mod tests {
             has_identity: true,
             metadata: account.map(|account| (SERVICE_ACCOUNT.into(), account.into())).into_iter().collect(),
             extensions: Vec::new(),
+            settings: None,
         }
     }
 
