@@ -191,13 +191,12 @@ mod tests {
     }
 
     fn control_plane(revision: &str, tags: &[&str], by_default: bool) -> Settings {
-        let mut settings = Settings::default();
-        settings.control_plane = ControlPlane {
+        let control_plane = ControlPlane {
             revision: revision.to_owned(),
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             namespaces_by_default: by_default,
         };
-        settings
+        Settings { control_plane, ..Settings::default() }
     }
 
     /// The four labels of the table, in its order.

@@ -112,16 +112,15 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn check(target: Value, patch: Value) -> Value {
-        let mut target = target;
-        merge(&mut target, &patch);
+    fn check(mut target: Value, patch: &Value) -> Value {
+        merge(&mut target, patch);
         target
     }
 
     #[test]
     fn maps_are_merged_and_null_removes() {
         let merged =
-            check(json!({"a": {"b": 1, "c": 2}, "d": 3}), json!({"a": {"b": 4, "c": null}, "e": [5]}));
+            check(json!({"a": {"b": 1, "c": 2}, "d": 3}), &json!({"a": {"b": 4, "c": null}, "e": [5]}));
         assert_eq!(merged, json!({"a": {"b": 4}, "d": 3, "e": [5]}));
     }
 
@@ -129,7 +128,7 @@ mod tests {
     fn entries_with_names_are_merged_and_those_of_the_patch_come_first() {
         let merged = check(
             json!({"containers": [{"name": "a", "env": [{"name": "X", "value": "1"}]}]}),
-            json!({"containers": [{"name": "p"}, {"name": "a", "env": [{"name": "Y", "value": "2"}], "image": "i"}]}),
+            &json!({"containers": [{"name": "p"}, {"name": "a", "env": [{"name": "Y", "value": "2"}], "image": "i"}]}),
         );
         let a = json!({"name": "a", "image": "i", "env": [{"name": "Y", "value": "2"}, {"name": "X", "value": "1"}]});
         assert_eq!(merged, json!({"containers": [{"name": "p"}, a]}));
@@ -138,13 +137,13 @@ mod tests {
     #[test]
     fn the_order_of_what_was_there_is_kept() {
         let list = |names: &[&str]| json!({"volumes": names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()});
-        assert_eq!(check(list(&["a", "b", "c"]), list(&["n", "b"])), list(&["n", "a", "b", "c"]));
-        assert_eq!(check(list(&["a", "b"]), list(&["b", "n"])), list(&["a", "b", "n"]));
+        assert_eq!(check(list(&["a", "b", "c"]), &list(&["n", "b"])), list(&["n", "a", "b", "c"]));
+        assert_eq!(check(list(&["a", "b"]), &list(&["b", "n"])), list(&["a", "b", "n"]));
     }
 
     #[test]
     fn lists_without_names_are_replaced() {
-        assert_eq!(check(json!({"args": ["a", "b"]}), json!({"args": ["c"]})), json!({"args": ["c"]}));
+        assert_eq!(check(json!({"args": ["a", "b"]}), &json!({"args": ["c"]})), json!({"args": ["c"]}));
     }
 
     #[test]
@@ -152,12 +151,12 @@ mod tests {
         let target =
             json!({"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}], "x": {"y": 1}});
         let patch = json!({"env": [{"name": "A", "$patch": "delete"}], "x": {"$patch": "replace", "z": 2}});
-        assert_eq!(check(target, patch), json!({"env": [{"name": "B", "value": "2"}], "x": {"z": 2}}));
+        assert_eq!(check(target, &patch), json!({"env": [{"name": "B", "value": "2"}], "x": {"z": 2}}));
     }
 
     #[test]
     fn the_last_of_two_equal_names_in_a_patch_wins() {
         let patch = json!({"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]});
-        assert_eq!(check(json!({}), patch), json!({"env": [{"name": "A", "value": "2"}]}));
+        assert_eq!(check(json!({}), &patch), json!({"env": [{"name": "A", "value": "2"}]}));
     }
 }

@@ -72,7 +72,7 @@ fn parse_targets(text: &str) -> Result<Vec<(String, String)>, InjectError> {
 mod tests {
     use super::*;
 
-    fn check(annotations: Value) -> (Value, Option<Value>) {
+    fn check(annotations: &Value) -> (Value, Option<Value>) {
         let proxy = json!({"name": "istio-proxy"});
         let mut pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [proxy]}});
         merge(&mut pod, 15020).unwrap();
@@ -87,24 +87,24 @@ mod tests {
 
     #[test]
     fn the_agent_is_scraped_and_told_what_was_asked_for() {
-        assert_eq!(check(json!({})), (ours(), None));
+        assert_eq!(check(&json!({})), (ours(), None));
         let told = json!({"scrape": "true", "port": "8080", "path": "/m"});
         let all =
             json!({"prometheus.io/scrape": "true", "prometheus.io.port": "8080", "prometheus.io/path": "/m"});
-        assert_eq!(check(all), (ours(), Some(told)));
+        assert_eq!(check(&all), (ours(), Some(told)));
     }
 
     #[test]
     fn no_scraping_stays_no_scraping() {
         for key in ["prometheus.io/scrape", "prometheus.io.scrape", "prometheus_io_scrape"] {
             let annotations = json!({ key: "false" });
-            assert_eq!(check(annotations.clone()), (annotations, None));
+            assert_eq!(check(&annotations), (annotations, None));
         }
     }
 
     #[test]
     fn a_second_time_changes_nothing() {
-        assert_eq!(check(ours()), (ours(), None));
+        assert_eq!(check(&ours()), (ours(), None));
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
             "scrape": "", "port": "8080", "path": "/metrics",
             "targets": [{"port": "8080", "path": "/metrics"}, {"port": "9100", "path": "/c"}],
         });
-        assert_eq!(check(json!({TARGETS: "8080:/metrics, 9100:/c"})), (ours(), Some(told)));
+        assert_eq!(check(&json!({TARGETS: "8080:/metrics, 9100:/c"})), (ours(), Some(told)));
         for bad in ["x:/m", "0:/m", "80:m", "80:/m,"] {
             assert!(parse_targets(bad).is_err(), "{bad}");
         }

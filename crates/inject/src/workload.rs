@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn check(kind: &str, name: &str, labels: Value) -> String {
+    fn check(kind: &str, name: &str, labels: &Value) -> String {
         let owner = json!({"apiVersion": "x/v1", "kind": kind, "name": name, "controller": true});
         let other = json!({"apiVersion": "y/v1", "kind": "Other", "name": "other"});
         let metadata = json!({"name": "p", "labels": labels, "ownerReferences": [other, owner]});
@@ -133,7 +133,7 @@ mod tests {
                 "x/v1/namespaces/ns/statefulsets/mine",
             ),
         ] {
-            assert_eq!(check(kind, name, labels), format!("kubernetes://apis/{expected}"), "{kind} {name}");
+            assert_eq!(check(kind, name, &labels), format!("kubernetes://apis/{expected}"), "{kind} {name}");
         }
     }
 

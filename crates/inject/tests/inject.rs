@@ -15,14 +15,14 @@ struct Case {
 }
 
 impl Case {
-    fn new(values: Value, mesh: Value) -> Self {
-        let mesh = MeshConfig::merge([&mesh]).unwrap();
+    fn new(values: Value, mesh: &Value) -> Self {
+        let mesh = MeshConfig::merge([mesh]).unwrap();
         let settings = Settings::new(values, mesh).unwrap();
         Self { settings, native: true, namespace_annotations: BTreeMap::new(), environment: BTreeMap::new() }
     }
 
     fn default() -> Self {
-        Self::new(Value::Null, Value::Null)
+        Self::new(Value::Null, &Value::Null)
     }
 
     fn try_inject(&self, pod: &Value) -> Result<Injected, inject::InjectError> {
@@ -50,7 +50,7 @@ impl Case {
     }
 }
 
-fn pod(containers: Value) -> Value {
+fn pod(containers: &Value) -> Value {
     json!({"metadata": {"name": "web", "labels": {"app": "web"}}, "spec": {"containers": containers}})
 }
 
@@ -76,9 +76,9 @@ fn what_the_user_wrote_about_the_proxy_survives_a_second_injection() {
     });
     for mode in ["REDIRECT", "TPROXY"] {
         for native in [true, false] {
-            let mut case = Case::new(Value::Null, json!({"defaultConfig": {"interceptionMode": mode}}));
+            let mut case = Case::new(Value::Null, &json!({"defaultConfig": {"interceptionMode": mode}}));
             case.native = native;
-            let injected = case.inject(&pod(json!([web(), written])));
+            let injected = case.inject(&pod(&json!([web(), written])));
             let proxy = proxy(&injected);
             assert_eq!(proxy["args"], json!(["mine"]), "{mode}");
             assert_eq!(named(&proxy["env"], "MINE")["value"], "1");
@@ -99,7 +99,7 @@ fn what_the_user_wrote_about_the_proxy_survives_a_second_injection() {
 fn a_cluster_that_becomes_new_enough_moves_the_proxy() {
     let mut case = Case::default();
     case.native = false;
-    let classic = case.inject(&pod(json!([web()])));
+    let classic = case.inject(&pod(&json!([web()])));
     assert!(!named(&classic["spec"]["containers"], "istio-proxy").is_null());
     case.native = true;
     let moved = case.try_inject(&classic).unwrap().pod;
@@ -115,7 +115,7 @@ fn a_cluster_that_becomes_new_enough_moves_the_proxy() {
 fn fields_that_nobody_here_knows_survive() {
     let mut container = web();
     container["aFieldOfTomorrow"] = json!({"x": [1]});
-    let mut pod = pod(json!([container]));
+    let mut pod = pod(&json!([container]));
     pod["spec"]["anotherOne"] = json!(true);
     let injected = Case::default().inject(&pod);
     assert_eq!(named(&injected["spec"]["containers"], "web")["aFieldOfTomorrow"], json!({"x": [1]}));
@@ -125,9 +125,9 @@ fn fields_that_nobody_here_knows_survive() {
 #[test]
 fn the_application_waits_for_a_proxy_that_is_no_native_sidecar() {
     let mut case =
-        Case::new(json!({"global": {"proxy": {"holdApplicationUntilProxyStarts": true}}}), Value::Null);
+        Case::new(json!({"global": {"proxy": {"holdApplicationUntilProxyStarts": true}}}), &Value::Null);
     case.native = false;
-    let injected = case.inject(&pod(json!([web()])));
+    let injected = case.inject(&pod(&json!([web()])));
     assert_eq!(injected["spec"]["containers"][0]["name"], "istio-proxy");
     let start = &proxy(&injected)["lifecycle"]["postStart"]["exec"]["command"];
     assert_eq!(start, &json!(["weft-agent", "wait"]));
@@ -137,7 +137,7 @@ fn the_application_waits_for_a_proxy_that_is_no_native_sidecar() {
 fn another_clusters_webhook_says_which_cluster_and_network_it_is() {
     let mut case = Case::default();
     case.environment = inject::environment_of_path("/inject/cluster/remote1/net/n2/istiod_san/x.example");
-    let injected = case.inject(&pod(json!([web()])));
+    let injected = case.inject(&pod(&json!([web()])));
     let env = &proxy(&injected)["env"];
     assert_eq!(named(env, "ISTIO_META_CLUSTER_ID")["value"], "remote1");
     assert_eq!(named(env, "ISTIO_META_NETWORK")["value"], "n2");
@@ -147,8 +147,8 @@ fn another_clusters_webhook_says_which_cluster_and_network_it_is() {
 
 #[test]
 fn a_revision_has_an_authority_of_its_own() {
-    let case = Case::new(json!({"revision": "canary"}), Value::Null);
-    let injected = case.inject(&pod(json!([web()])));
+    let case = Case::new(json!({"revision": "canary"}), &Value::Null);
+    let injected = case.inject(&pod(&json!([web()])));
     let authority = &named(&proxy(&injected)["env"], "CA_ADDR")["value"];
     assert_eq!(authority, "istiod-canary.istio-system.svc:15012");
     assert_eq!(injected["metadata"]["annotations"]["istio.io/rev"], "canary");
@@ -160,7 +160,7 @@ fn openshift_decides_who_the_proxy_runs_as() {
     case.settings.platform = Platform::OpenShift;
     let range = ("openshift.io/sa.scc.uid-range".to_owned(), "1000/10".to_owned());
     case.namespace_annotations = BTreeMap::from([range]);
-    let injected = case.inject(&pod(json!([web()])));
+    let injected = case.inject(&pod(&json!([web()])));
     assert_eq!(proxy(&injected)["securityContext"]["runAsUser"], 1009);
 }
 
@@ -168,7 +168,7 @@ fn openshift_decides_who_the_proxy_runs_as() {
 fn an_application_that_asks_for_its_own_status_port_is_probed_there() {
     let mut container = web();
     container["livenessProbe"] = json!({"httpGet": {"port": 80}});
-    let mut pod = pod(json!([container]));
+    let mut pod = pod(&json!([container]));
     pod["metadata"]["annotations"] = json!({"status.sidecar.istio.io/port": "15999"});
     let injected = Case::default().inject(&pod);
     let probe = &named(&injected["spec"]["containers"], "web")["livenessProbe"]["httpGet"];
@@ -182,13 +182,13 @@ fn templates_are_chosen_by_name_alias_and_default() {
     let values = json!({"sidecarInjectorWebhook": {
         "templates": {"team": team}, "aliases": {"both": ["sidecar", "team"]}, "defaultTemplates": ["both"],
     }});
-    let case = Case::new(values, Value::Null);
-    let injected = case.inject(&pod(json!([web()])));
+    let case = Case::new(values, &Value::Null);
+    let injected = case.inject(&pod(&json!([web()])));
     assert_eq!(injected["metadata"]["annotations"]["team"], "nobody");
     assert_eq!(injected["metadata"]["annotations"]["where"], "app/web");
     assert!(!proxy(&injected).is_null());
 
-    let mut other = pod(json!([web()]));
+    let mut other = pod(&json!([web()]));
     other["metadata"]["annotations"] = json!({"inject.istio.io/templates": "team"});
     assert!(proxy(&case.inject(&other)).is_null());
     other["metadata"]["annotations"] = json!({"inject.istio.io/templates": "sidecar,teem"});
@@ -202,10 +202,10 @@ fn templates_are_chosen_by_name_alias_and_default() {
 #[test]
 fn what_weft_agent_cannot_do_is_said() {
     let mesh = json!({"defaultConfig": {"proxyMetadata": {"ISTIO_META_DNS_CAPTURE": "true"}}});
-    let warnings = Case::new(Value::Null, mesh).try_inject(&pod(json!([web()]))).unwrap().warnings;
+    let warnings = Case::new(Value::Null, &mesh).try_inject(&pod(&json!([web()]))).unwrap().warnings;
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].starts_with("ISTIO_META_DNS_CAPTURE is set"), "{warnings:?}");
-    let mut grpc = pod(json!([web()]));
+    let mut grpc = pod(&json!([web()]));
     grpc["metadata"]["annotations"] = json!({"inject.istio.io/templates": "grpc-agent"});
     let warnings = Case::default().try_inject(&grpc).unwrap().warnings;
     assert!(warnings.iter().any(|warning| warning.starts_with("DISABLE_ENVOY is set")), "{warnings:?}");
@@ -284,7 +284,7 @@ proptest! {
     #[test]
     fn a_second_injection_changes_nothing_of_any_pod(pod in arbitrary_pod()) {
         for cni in [false, true] {
-            Case::new(json!({"cni": {"enabled": cni, "provider": "multus"}}), Value::Null).inject(&pod);
+            Case::new(json!({"cni": {"enabled": cni, "provider": "multus"}}), &Value::Null).inject(&pod);
         }
     }
 }
