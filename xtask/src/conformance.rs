@@ -5,13 +5,13 @@
 
 mod envoy;
 mod inject;
+mod outcome;
 mod validation;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use envoy::Selection;
+use outcome::{Case, Outcome, Shared, judge};
 use serde_json::Value;
 use toolbox::Tool;
 
@@ -147,38 +148,6 @@ pub(crate) fn slice_in_envoys(dir: &Path) -> anyhow::Result<()> {
     judge("envoy", &envoy::run(dir, &Selection::Slice)?, &Ratchet { ratchet: false, update: false })
 }
 
-/// Whether each case passes.
-type Outcome = BTreeMap<String, bool>;
-
-fn judge(corpus: &str, outcome: &Outcome, ratchet: &Ratchet) -> anyhow::Result<()> {
-    let passing: BTreeSet<&str> =
-        outcome.iter().filter(|(_, passed)| **passed).map(|(name, _)| name.as_str()).collect();
-    let failed = outcome.len() - passing.len();
-    let list = workspace::root().join("tests/conformance").join(format!("{corpus}-passing.txt"));
-    let known = fs::read_to_string(&list).unwrap_or_default();
-    let known: BTreeSet<&str> = known.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let lost: Vec<&&str> = known.iter().filter(|name| outcome.get(**name) == Some(&false)).collect();
-    let gained: Vec<&&str> = passing.iter().filter(|name| !known.contains(**name)).collect();
-    if ratchet.update {
-        let all: BTreeSet<&str> = known.union(&passing).copied().collect();
-        let text: String = all.iter().map(|name| format!("{name}\n")).collect();
-        fs::write(&list, text).with_context(|| format!("could not write {}", list.display()))?;
-    } else if ratchet.ratchet && !gained.is_empty() {
-        println!("{} cases pass that are not in {}: add them with --update", gained.len(), list.display());
-    }
-    for name in &lost {
-        println!("LOST {name}: passed before");
-    }
-    println!("{} passed, {failed} failed", passing.len());
-    if !lost.is_empty() {
-        bail!("{} cases of {} do not pass any more", lost.len(), list.display());
-    }
-    if failed > 0 && !ratchet.ratchet {
-        bail!("{failed} cases of the {corpus} corpus fail");
-    }
-    Ok(())
-}
-
 fn build_weftctl() -> anyhow::Result<PathBuf> {
     let mut build = process::command(env!("CARGO"));
     build.current_dir(workspace::root()).args([
@@ -285,10 +254,8 @@ fn xds(binary: &Path, dir: &Path, out: &Path) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::new();
     for (name, scenario) in scenarios {
         let passed = scenario["result"] == "PASS";
-        if !passed {
-            print_differences(name, scenario);
-        }
-        outcome.insert(name.clone(), passed);
+        let notes = if passed { Vec::new() } else { differences(scenario) };
+        outcome.insert(name.clone(), Case { passed, notes });
     }
     for rule in report["unusedIgnoreRules"].as_array().into_iter().flatten() {
         println!("{}", rule.as_str().unwrap_or_default());
@@ -296,66 +263,49 @@ fn xds(binary: &Path, dir: &Path, out: &Path) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-fn print_differences(name: &str, scenario: &Value) {
-    let result = scenario["result"].as_str().unwrap_or_default();
-    println!("{result} {name} {}", scenario["error"].as_str().unwrap_or_default());
+/// Returns what went wrong with a scenario, a line each.
+fn differences(scenario: &Value) -> Vec<String> {
+    let mut lines: Vec<String> = scenario["error"].as_str().map(str::to_owned).into_iter().collect();
     for difference in scenario["differences"].as_array().into_iter().flatten() {
         if difference["severity"] == "BEHAVIOUR" {
             let text = |key: &str| {
                 difference[key].as_str().map_or_else(|| difference[key].to_string(), str::to_owned)
             };
-            println!(
-                "    {} {} {} {}: reference={} candidate={}",
+            lines.push(format!(
+                "{} {} {} {}: reference={} candidate={}",
                 text("proxy"),
                 text("kind"),
                 text("name"),
                 text("path"),
                 text("reference"),
                 text("candidate")
-            );
+            ));
         }
     }
+    lines
 }
 
 fn simulation(binary: &Path, dir: &Path) -> anyhow::Result<Outcome> {
     let cases = cases(dir, "case.yaml")?;
     let deliberate = deliberate(&workspace::root().join("tests/conformance/simulation-ignore.txt"))?;
-    let outcome = Mutex::new(Outcome::new());
-    let printed = Mutex::new(());
+    let outcome = Shared::default();
     for_each(&cases, |case| {
         let folder = dir.join(case);
         // The rules of this corpus were read without a DNS domain, its Services with one.
         let result = weftctl(binary, &["simulate", "--bare-short-names"], &folder)
             .and_then(|text| Ok((serde_json::from_str::<Vec<Value>>(&text)?, expectations(&folder)?)));
-        let mut lines = Vec::new();
         match result {
             Ok((answers, expectations)) => {
                 for (index, (name, expect)) in expectations.iter().enumerate() {
                     let wrong = mismatches(expect, answers.get(index).unwrap_or(&Value::Null));
                     let call = format!("{case}/{index}-{}", name.replace(char::is_whitespace, "_"));
-                    let reason = deliberate.get(&call);
-                    match reason {
-                        Some(reason) if wrong.is_empty() => {
-                            lines.push(format!("unused rule {call}: {reason}"));
-                        }
-                        Some(reason) => lines.push(format!("differs on purpose {call}: {reason}")),
-                        None => lines.extend(wrong.iter().map(|wrong| format!("FAIL {call}: {wrong}"))),
-                    }
-                    let passed = wrong.is_empty() || reason.is_some();
-                    outcome.lock().expect("no thread panics here").insert(call, passed);
+                    outcome.insert(&call, Case::compared(wrong, deliberate.get(&call)));
                 }
             }
-            Err(error) => {
-                lines.push(format!("FAIL {case}: {error:#}"));
-                outcome.lock().expect("no thread panics here").insert(case.to_owned(), false);
-            }
-        }
-        let _one_at_a_time = printed.lock().expect("no thread panics here");
-        for line in lines {
-            println!("{line}");
+            Err(error) => outcome.insert(case, Case::compared(vec![format!("{error:#}")], None)),
         }
     });
-    Ok(outcome.into_inner().expect("no thread panics here"))
+    Ok(outcome.into_inner())
 }
 
 /// Reads the calls that end elsewhere on purpose, with the reason of each: `CALL  # REASON` a line.

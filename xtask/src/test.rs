@@ -70,6 +70,8 @@ fn all(args: &Args, report: &mut Report) -> anyhow::Result<()> {
 struct Report {
     outcome: Outcome,
     failures: Vec<String>,
+    /// What failing steps printed last.
+    tails: Vec<(String, Vec<String>)>,
     times: Vec<(Duration, String)>,
 }
 
@@ -89,6 +91,9 @@ impl Report {
         self.outcome.passed += tests.outcome.passed;
         self.outcome.failed += tests.outcome.failed;
         self.failures.extend(tests.failures.iter().map(|failure| format!("{name}: {failure}")));
+        if !tests.tail.is_empty() {
+            self.tails.push((name.to_owned(), tests.tail));
+        }
     }
 }
 
@@ -99,6 +104,13 @@ impl fmt::Display for Report {
         writeln!(f, "\nslowest steps:")?;
         for (time, name) in times.iter().take(SLOWEST) {
             writeln!(f, "{:>8.1} s  {name}", time.as_secs_f64())?;
+        }
+        // Again, and last: what failed may be thousands of lines further up.
+        for (name, tail) in &self.tails {
+            writeln!(f, "\nthe last lines of {name}:")?;
+            for line in tail {
+                writeln!(f, "  {line}")?;
+            }
         }
         if !self.failures.is_empty() {
             writeln!(f, "failed:")?;

@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Outcome, cases, for_each};
+use super::outcome::{Case, Outcome, Shared};
+use super::{cases, for_each};
 use crate::{Usage, process, tidy, workspace};
 
 /// Time for all proxies of a scenario, each of which has 25 seconds.
@@ -32,23 +32,16 @@ pub(super) enum Selection<'a> {
 pub(super) fn run(dir: &Path, selection: &Selection<'_>) -> anyhow::Result<Outcome> {
     let scenarios = select(dir, selection)?;
     let programs = build()?;
-    let outcome = Mutex::new(Outcome::new());
+    let outcome = Shared::default();
     for_each(&scenarios, |scenario| {
-        let mut lines = Vec::new();
-        let passed = one(&programs, &dir.join(scenario), |line| lines.push(line.to_owned()));
-        let mut outcome = outcome.lock().expect("no thread panics here");
+        let mut notes = Vec::new();
+        let passed = one(&programs, &dir.join(scenario), |line| notes.push(line.to_owned()));
         if passed {
-            lines
-                .iter()
-                .filter(|line| line.starts_with("skipped"))
-                .for_each(|line| println!("{scenario}: {line}"));
-        } else {
-            println!("FAIL {scenario}");
-            lines.iter().for_each(|line| println!("    {line}"));
+            notes.retain(|line| line.starts_with("skipped"));
         }
-        outcome.insert(scenario.to_owned(), passed);
+        outcome.insert(scenario, Case { passed, notes });
     });
-    Ok(outcome.into_inner().expect("no thread panics here"))
+    Ok(outcome.into_inner())
 }
 
 fn select(dir: &Path, selection: &Selection<'_>) -> anyhow::Result<Vec<String>> {

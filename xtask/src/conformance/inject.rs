@@ -4,7 +4,8 @@
 
 mod facts;
 
-use super::{CASE_LIMIT, Outcome, for_each};
+use super::outcome::{Case, Outcome, Shared};
+use super::{CASE_LIMIT, for_each};
 use crate::process;
 use crate::workspace;
 use anyhow::{Context, bail};
@@ -12,7 +13,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
 use toolbox::Tool;
 
 /// Everything of the corpus that is compared with, by path, read at once.
@@ -39,21 +39,12 @@ pub(super) fn run(weftctl: &Path, dir: &Path) -> anyhow::Result<Outcome> {
     if cases.is_empty() {
         bail!("{} holds no cases", dir.display());
     }
-    let outcome = Mutex::new(Outcome::new());
+    let outcome = Shared::default();
     for_each(&cases, |case| {
         let wrong = check(weftctl, dir, case, &files).unwrap_or_else(|error| vec![format!("{error:#}")]);
-        let reason = reasons.get(case);
-        let mut text = String::new();
-        match reason {
-            Some(reason) if wrong.is_empty() => text = format!("unused rule {case}: {reason}\n"),
-            Some(reason) => text = format!("differs on purpose {case}: {reason}\n"),
-            None => text.extend(wrong.iter().map(|wrong| format!("FAIL {case}: {wrong}\n"))),
-        }
-        print!("{text}");
-        let passed = wrong.is_empty() || reason.is_some();
-        outcome.lock().expect("no thread panics here").insert(case.to_owned(), passed);
+        outcome.insert(case, Case::compared(wrong, reasons.get(case)));
     });
-    Ok(outcome.into_inner().expect("no thread panics here"))
+    Ok(outcome.into_inner())
 }
 
 fn check(

@@ -3,7 +3,8 @@
 //! `weftctl validate` is the validator. What only the API server refuses is left to the CustomResourceDefinitions, whose
 //! rules `crd parity` compares; such cases are counted apart.
 
-use super::{CASE_LIMIT, Outcome};
+use super::CASE_LIMIT;
+use super::outcome::{Case, Outcome};
 use crate::process;
 use crate::workspace;
 use anyhow::{Context, ensure};
@@ -42,13 +43,7 @@ pub(super) fn run(weftctl: &Path, dir: &Path) -> anyhow::Result<Outcome> {
             continue;
         }
         let wrong = judge(case, verdict);
-        match (reasons.get(name), &wrong) {
-            (Some(reason), None) => println!("unused rule {name}: {reason}"),
-            (Some(reason), Some(_)) => println!("differs on purpose {name}: {reason}"),
-            (None, Some(wrong)) => println!("FAIL {name}: {wrong}"),
-            (None, None) => {}
-        }
-        outcome.insert(name.to_owned(), wrong.is_none() || reasons.contains_key(name));
+        outcome.insert(name.to_owned(), Case::compared(wrong.into_iter().collect(), reasons.get(name)));
     }
     println!("{left_to_the_schema} cases are left to the API server, and not judged here");
     Ok(outcome)

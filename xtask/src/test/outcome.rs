@@ -1,5 +1,11 @@
 //! How many tests passed, as read from what test programs print.
 
+use std::collections::VecDeque;
+
+/// How many of the lines printed last are kept, in case something fails, and how much of each.
+const TAIL: usize = 60;
+const TAIL_WIDTH: usize = 500;
+
 /// Counts of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
@@ -12,15 +18,18 @@ pub(crate) struct Outcome {
 pub(crate) struct Tests {
     pub(crate) outcome: Outcome,
     pub(crate) failures: Vec<String>,
+    /// If something failed, what was printed last.
+    pub(crate) tail: Vec<String>,
 }
 
 impl Tests {
     /// A step that is one test.
     pub(crate) fn one(name: &str, passed: bool) -> Self {
         if passed {
-            return Self { outcome: Outcome { passed: 1, failed: 0 }, failures: Vec::new() };
+            return Self { outcome: Outcome { passed: 1, failed: 0 }, ..Self::default() };
         }
-        Self { outcome: Outcome { passed: 0, failed: 1 }, failures: vec![name.to_owned()] }
+        let outcome = Outcome { passed: 0, failed: 1 };
+        Self { outcome, failures: vec![name.to_owned()], tail: Vec::new() }
     }
 
     /// A step that could not even run is one failed test.
@@ -38,11 +47,16 @@ pub(crate) struct Reader {
     /// Since the last summary, from the lines of single tests.
     open: Outcome,
     failures: Vec<String>,
+    tail: VecDeque<String>,
 }
 
 impl Reader {
     /// Takes one line.
     pub(crate) fn line(&mut self, line: &str) {
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line.chars().take(TAIL_WIDTH).collect());
         if let Some(summary) = summary(line) {
             self.summed.passed += summary.passed;
             self.summed.failed += summary.failed;
@@ -70,7 +84,8 @@ impl Reader {
             failed += 1;
             failures.push(format!("{error:#}"));
         }
-        Tests { outcome: Outcome { passed, failed }, failures }
+        let tail = if failed > 0 { self.tail.into() } else { Vec::new() };
+        Tests { outcome: Outcome { passed, failed }, failures, tail }
     }
 }
 
@@ -123,6 +138,19 @@ mod tests {
     #[test]
     fn a_bad_status_after_a_good_summary_is_a_failure() {
         assert_eq!(read(GOOD, Err(anyhow!("exit status: 1"))), (2, 1, vec!["exit status: 1".to_owned()]));
+    }
+
+    #[test]
+    fn what_was_printed_last_is_kept_of_failures_only() {
+        let text: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        let tail = |ending: &str| {
+            let mut reader = Reader::default();
+            format!("{text}{ending}").lines().for_each(|line| reader.line(line));
+            reader.end(Ok(())).tail
+        };
+        assert!(tail("1 passed, 0 failed").is_empty());
+        let failed = tail("0 passed, 1 failed");
+        assert_eq!((failed.len(), failed[0].as_str()), (TAIL, "line 41"));
     }
 
     #[test]
