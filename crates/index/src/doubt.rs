@@ -4,8 +4,8 @@
 //! is one half of something: it was deleted and made again, its slice is being replaced by one of another name, or its
 //! slices are on their way on another watch. An empty assignment would fail requests meanwhile. For [`ENDPOINT_DOUBT`]
 //!
-//! - the last slice of each address type goes on counting after it is gone, but for endpoints whose pods say that they
-//!   have stopped;
+//! - the last slice of each address type, or the last ones if they go together, go on counting after they are gone, but
+//!   for endpoints whose pods say that they have stopped;
 //! - a Service that is new is not used yet. Routes that name it wait for it in the sessions (ADR 6).
 //!
 //! What a slice that is there says takes effect at once: endpoints that are not ready, terminating or no longer listed.
@@ -44,6 +44,8 @@ pub(crate) enum Verdict {
 /// The Services whose endpoints are doubted.
 #[derive(Debug, Default)]
 pub(crate) struct Doubts {
+    /// Slices that have gone since the last publication.
+    leaving: BTreeMap<Named, Vec<Arc<Object>>>,
     /// Slices that are gone, of Services that have none of their address type any more.
     departed: BTreeMap<Named, Departed>,
     /// Since when Services that are new have had no slice.
@@ -65,6 +67,9 @@ struct Departed {
 impl Doubts {
     /// A slice of a Service is there.
     pub(crate) fn listed(&mut self, service: &Named, slice: &EndpointSlice) {
+        if let Some(leaving) = self.leaving.get_mut(service) {
+            leaving.retain(|gone| address_type(gone) != Some(&slice.address_type));
+        }
         let Some(departed) = self.departed.get_mut(service) else { return };
         departed.slices.retain(|gone| address_type(gone) != Some(&slice.address_type));
         if departed.slices.is_empty() {
@@ -72,9 +77,15 @@ impl Doubts {
         }
     }
 
-    /// The last slice of its address type is gone.
-    pub(crate) fn departed(&mut self, service: &Named, slice: Arc<Object>) {
-        self.departed.entry(service.clone()).or_default().slices.push(slice);
+    /// A slice is gone; perhaps the last one of its address type. Those that went with it, unseen by anybody, then count
+    /// as it does: watches that begin anew tell of everything that has gone meanwhile in any order.
+    pub(crate) fn gone(&mut self, service: &Named, slice: Arc<Object>, is_last: bool) {
+        let leaving = self.leaving.entry(service.clone()).or_default();
+        leaving.push(slice.clone());
+        if is_last {
+            let same = leaving.extract_if(.., |gone| address_type(gone) == address_type(&slice));
+            self.departed.entry(service.clone()).or_default().slices.extend(same);
+        }
     }
 
     /// A Service is there that was not: its slices are given time from now on.
@@ -133,6 +144,7 @@ impl Doubts {
     /// Everything has been looked at.
     pub(crate) fn end(&mut self) {
         self.has_published = true;
+        self.leaving.clear();
     }
 
     /// Decides about a Service: whether it is in use already, whether a slice tells of it, and whether it has endpoints,

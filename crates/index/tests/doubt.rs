@@ -140,6 +140,48 @@ fn endpoints_stay_while_their_slice_is_replaced_by_one_of_another_name() {
     assert_eq!(world.index.doubts_until(), None);
 }
 
+fn one(name: &str, number: u8) -> String {
+    slice(name, "IPv4", &format!("[{}]", listed(number, "{ready: true}")))
+}
+
+#[test]
+fn slices_that_go_together_stay_together() {
+    let mut world = World::with_two_pods();
+    world.apply(&one("a", 1));
+    world.apply(&one("b", 2));
+    world.publish();
+    // As after a new list: the order says nothing, and one has been touched before.
+    world.delete(&one("a", 1));
+    world.apply(&one("b", 2));
+    world.apply(&one("a", 1));
+    world.delete(&one("a", 1));
+    world.delete(&one("b", 2));
+    assert_eq!(world.endpoints(), ["10.1.0.1", "10.1.0.2"]);
+    world.pass(ENDPOINT_DOUBT);
+    assert_eq!(world.endpoints(), NOTHING);
+}
+
+#[test]
+fn a_slice_that_went_before_the_last_one_is_believed() {
+    let mut world = World::with_two_pods();
+    world.apply(&one("a", 1));
+    world.apply(&one("b", 2));
+    world.publish();
+    world.delete(&one("a", 1));
+    assert_eq!(world.endpoints(), ["10.1.0.2"]);
+    world.delete(&one("b", 2));
+    assert_eq!(world.endpoints(), ["10.1.0.2"]);
+    // Not those that went with another that is back.
+    world.apply(&one("b", 2));
+    world.apply(&one("a", 1));
+    world.publish();
+    world.delete(&one("b", 2));
+    world.apply(&one("c", 2));
+    world.delete(&one("a", 1));
+    world.delete(&one("c", 2));
+    assert_eq!(world.endpoints(), ["10.1.0.1", "10.1.0.2"]);
+}
+
 #[test]
 fn a_service_that_stays_without_slices_has_no_endpoints() {
     let mut world = World::with_two_pods();
