@@ -2,7 +2,7 @@
 //! single steps of the compiler cost (`micro`).
 //!
 //! ```text
-//! mesh ──▶ directory ──▶ weftd (a process of its own)     or any ADS server, by address
+//! mesh ──▶ API server ──▶ weftd (a process of its own)    or a directory, or any ADS server by address
 //!   ▲ edits                │ gRPC, one connection a proxy
 //!   └──── push ◀── fleet ──┴─▶ stream ─▶ envoy (subscribes, acknowledges, checks)
 //! ```
@@ -10,6 +10,7 @@
 //! **Invariant:** a simulated proxy knows nothing of the server but what it is sent, and looks at every response: what
 //! is measured is what a real proxy would have waited for.
 
+mod cluster;
 pub mod envoy;
 pub mod facts;
 pub mod fleet;
@@ -20,5 +21,6 @@ pub mod micro;
 pub mod push;
 pub mod stats;
 pub mod stream;
+mod target;
 pub mod usage;
 mod wire;

@@ -89,7 +89,7 @@ impl Mesh {
              app: service-{service}\nspec:\n  clusterIP: {}\n  selector:\n    app: service-{service}\n  ports:\n  - name: \
              http\n    port: {PORT}\n    targetPort: {PORT}\n",
             Ipv4Addr::from(
-                u32::from(Ipv4Addr::new(10, 32, 0, 1)) + u32::try_from(service).unwrap_or_default()
+                u32::from(Ipv4Addr::new(10, 96, 1, 0)) + u32::try_from(service).unwrap_or_default()
             )
         );
         for endpoint in 0..self.endpoints {

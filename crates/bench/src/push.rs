@@ -4,17 +4,12 @@ use crate::envoy::Dangling;
 use crate::fleet::{Fleet, Probe, Traffic};
 use crate::mesh::{File, Mesh};
 use crate::stats::{Spread, mib, short};
-use crate::usage::{Memory, Meter};
+use crate::target::Target;
+use crate::usage::Memory;
 use anyhow::Context;
-use e2e::config::Config;
-use e2e::network::Network;
-use e2e::weftd::Weftd;
 use proto::resource::ResourceType;
-use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,8 +52,10 @@ impl Kind {
 /// The server to be measured.
 #[derive(Clone, Debug)]
 pub enum Server {
-    /// weftd, started by us on a directory of our own.
+    /// weftd, started by us on an API server of our own.
     Weftd,
+    /// weftd, started by us on a directory of our own.
+    WeftdOnFiles,
     /// Any ADS server that serves [`Mesh::files`] already.
     Address {
         /// Where it is.
@@ -113,7 +110,7 @@ pub struct Report {
 ///
 /// If the server cannot be started or reached, or does not bring a change to every proxy in time.
 pub async fn run(plan: Plan) -> anyhow::Result<Report> {
-    let mut target = Target::start(&plan)?;
+    let mut target = Target::start(&plan).await?;
     let memory_idle = target.memory()?;
     let nodes = (0..plan.streams).map(|index| plan.mesh.node(index)).collect();
     let before = target.cpu()?;
@@ -247,7 +244,7 @@ impl Recorder {
     ) -> anyhow::Result<()> {
         let before = target.cpu()?;
         let probe = expect(fleet);
-        target.edit(files)?;
+        target.edit(files).await?;
         let times = fleet.wait(&probe, limit).await?;
         fleet.settle(QUIET).await?;
         if let Some(cpu) = target.cpu_since(before)? {
@@ -276,77 +273,6 @@ impl Recorder {
                 longest: dangling.longest,
             },
         }
-    }
-}
-
-/// The server that is measured, and the manifests that it serves.
-struct Target {
-    address: SocketAddr,
-    meter: Option<Meter>,
-    config: Config,
-    edit: Option<String>,
-    /// Ours, if it is ours; it ends with this.
-    weftd: Option<(Weftd, Network)>,
-}
-
-impl Target {
-    fn start(plan: &Plan) -> anyhow::Result<Self> {
-        let config = Config::new()?;
-        let files = plan.mesh.files().into_iter().map(|(name, text)| (name, Some(text))).collect::<Vec<_>>();
-        config.change(&files.iter().map(|(name, text)| (name.as_str(), text.clone())).collect::<Vec<_>>())?;
-        match &plan.server {
-            Server::Weftd => {
-                let network = Network::claim()?;
-                let flags = [OsString::from("--config"), config.path().into()];
-                let weftd = Weftd::start_with(&network, &flags)?;
-                Ok(Self {
-                    address: weftd.grpc(),
-                    meter: Some(Meter::new(weftd.id())),
-                    config,
-                    edit: None,
-                    weftd: Some((weftd, network)),
-                })
-            }
-            Server::Address { address, pid, edit } => Ok(Self {
-                address: *address,
-                meter: pid.map(Meter::new),
-                config,
-                edit: edit.clone(),
-                weftd: None,
-            }),
-        }
-    }
-
-    fn can_edit(&self) -> bool {
-        self.weftd.is_some() || self.edit.is_some()
-    }
-
-    fn edit(&self, files: Vec<File>) -> anyhow::Result<()> {
-        let paths: Vec<PathBuf> = files.iter().map(|(name, _)| self.config.file(name)).collect();
-        let files: Vec<(String, Option<String>)> =
-            files.into_iter().map(|(name, text)| (name, Some(text))).collect();
-        self.config
-            .change(&files.iter().map(|(name, text)| (name.as_str(), text.clone())).collect::<Vec<_>>())?;
-        let Some(command) = &self.edit else { return Ok(()) };
-        // The names are arguments of the shell, so that nothing in them is taken for code.
-        let status =
-            Command::new("sh").arg("-c").arg(format!("{command} \"$@\"")).arg("edit").args(paths).status();
-        let status = status.with_context(|| format!("cannot run {command:?}"))?;
-        anyhow::ensure!(status.success(), "{command:?}: {status}");
-        Ok(())
-    }
-
-    fn cpu(&mut self) -> anyhow::Result<Option<Duration>> {
-        self.meter.as_mut().map(Meter::cpu).transpose()
-    }
-
-    fn cpu_since(&mut self, before: Option<Duration>) -> anyhow::Result<Option<Duration>> {
-        let now = self.cpu()?;
-        Ok(now.zip(before).map(|(now, before)| now.saturating_sub(before)))
-    }
-
-    fn memory(&self) -> anyhow::Result<Option<Memory>> {
-        self.meter.as_ref().map(Meter::memory).transpose()
     }
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 /// Measures how long changes take to reach simulated proxies, and what they cost the server.
 ///
-/// By default that is weftd, started on a directory of manifests. Times are from the write of a file to the
-/// acknowledgement of the last proxy; proxies and server share the machine.
+/// By default that is weftd, started on a real API server that holds the mesh. Times are from the request to change an
+/// object to the acknowledgement of the last proxy; proxies, servers and the API server share the machine.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench push")]
 struct Args {
@@ -37,6 +37,10 @@ struct Args {
     /// Which kinds
     #[arg(long, value_enum, value_delimiter = ',', default_value = "endpoint,weight,rename")]
     kinds: Vec<KindArg>,
+    /// Let weftd read the mesh from a directory, without an API server; times are then from the write of a file, and
+    /// 20 ms of them are the wait for more files
+    #[arg(long, conflicts_with = "address")]
+    files: bool,
     /// Measure the ADS server (delta, plain text) at this address, which serves the mesh of --write-mesh
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<SocketAddr>,
@@ -91,6 +95,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let server = match args.address {
         Some(address) => Server::Address { address, pid: args.pid, edit: args.edit_command.clone() },
+        None if args.files => Server::WeftdOnFiles,
         None => Server::Weftd,
     };
     let kinds = args.kinds.iter().copied().map(Kind::from).collect();
