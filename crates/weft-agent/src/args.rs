@@ -1,5 +1,6 @@
 //! Flags. Names are those of Istio's agent where it has the same flag, so that pod templates work as they are.
 
+use crate::capture::{Backend, Families};
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -26,6 +27,9 @@ pub enum Command {
     Wait(WaitArgs),
     /// Sends a request to Envoy's administration, such as `request GET stats`
     Request(RequestArgs),
+    /// Has the kernel hand the workload's traffic to Envoy, as `istio-iptables` does
+    #[command(visible_alias = "istio-iptables", args_override_self = true)]
+    Capture(Box<CaptureArgs>),
 }
 
 /// How the proxy is run.
@@ -114,6 +118,113 @@ pub struct RequestArgs {
     /// The port of Envoy's administration
     #[arg(long, env = "ENVOY_ADMIN_PORT", default_value_t = 15000)]
     pub port: u16,
+}
+
+/// What is captured. Each flag with a value can be given as a variable, too: `--envoy-port` as `ENVOY_PORT`.
+#[derive(Clone, Debug, Group)]
+pub struct CaptureArgs {
+    /// Where Envoy listens for outbound traffic [default: 15001]
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub envoy_port: Option<String>,
+    /// Where Envoy listens for inbound traffic [default: 15006]
+    #[arg(short = 'z', long, value_name = "PORT")]
+    pub inbound_capture_port: Option<String>,
+    /// Where Envoy listens for tunnels, which are never captured [default: 15008]
+    #[arg(short = 'e', long, value_name = "PORT")]
+    pub inbound_tunnel_port: Option<String>,
+    /// Users whose traffic is the proxy's [default: that of $ENVOY_USER, or 1337]
+    #[arg(short = 'u', long, value_name = "NUMBERS")]
+    pub proxy_uid: Option<String>,
+    /// Groups whose traffic is the proxy's [default: as --proxy-uid]
+    #[arg(short = 'g', long, value_name = "NUMBERS")]
+    pub proxy_gid: Option<String>,
+    /// REDIRECT or TPROXY [default: REDIRECT]
+    #[arg(short = 'm', long, value_name = "MODE")]
+    pub istio_inbound_interception_mode: Option<String>,
+    /// Ports whose inbound traffic is captured; * for all [default: none]
+    #[arg(short = 'b', long, value_name = "PORTS")]
+    pub istio_inbound_ports: Option<String>,
+    /// Of all ports, those whose inbound traffic is not captured
+    #[arg(short = 'd', long, value_name = "PORTS")]
+    pub istio_local_exclude_ports: Option<String>,
+    /// Network interfaces whose traffic is not captured
+    #[arg(short = 'c', long, value_name = "NAMES")]
+    pub istio_exclude_interfaces: Option<String>,
+    /// Ranges of addresses to which outbound traffic is captured; * for all [default: none]
+    #[arg(short = 'i', long, value_name = "RANGES")]
+    pub istio_service_cidr: Option<String>,
+    /// Ranges of addresses to which outbound traffic is not captured
+    #[arg(short = 'x', long, value_name = "RANGES")]
+    pub istio_service_exclude_cidr: Option<String>,
+    /// Ports to which outbound traffic is captured whatever the address
+    #[arg(short = 'q', long, value_name = "PORTS")]
+    pub istio_outbound_ports: Option<String>,
+    /// Ports to which outbound traffic is not captured
+    #[arg(short = 'o', long, value_name = "PORTS")]
+    pub istio_local_outbound_ports_exclude: Option<String>,
+    /// Network interfaces of virtual machines, from which traffic is outbound
+    #[arg(short = 'k', long, value_name = "NAMES")]
+    pub kube_virt_interfaces: Option<String>,
+    /// The mark of packets that TPROXY hands to Envoy [default: 1337]
+    #[arg(short = 't', long, value_name = "NUMBER")]
+    pub istio_inbound_tproxy_mark: Option<String>,
+    /// The routing table for these packets [default: 133]
+    #[arg(short = 'r', long, value_name = "NUMBER")]
+    pub istio_inbound_tproxy_route_table: Option<String>,
+    /// What puts the rules into the kernel
+    #[arg(long, value_enum, default_value = "auto")]
+    pub backend: Backend,
+    /// As --backend nftables
+    #[arg(long)]
+    pub native_nftables: bool,
+    /// Whose traffic is captured
+    #[arg(long, value_enum, default_value = "auto")]
+    pub families: Families,
+    /// As --families dual, unless --families says otherwise
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub dual_stack: Option<bool>,
+    /// Captures questions to the name servers of /etc/resolv.conf [default: $ISTIO_META_DNS_CAPTURE]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub redirect_dns: Option<bool>,
+    /// With --redirect-dns, captures those to any name server
+    #[arg(long)]
+    pub capture_all_dns: bool,
+    /// Drops packets that belong to no connection [default: $INVALID_DROP]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub drop_invalid: Option<bool>,
+    /// Takes all rules away instead
+    #[arg(long)]
+    pub cleanup_only: bool,
+    /// Prints what would be done, and does nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Changes no rules
+    #[arg(long)]
+    pub skip_rule_apply: bool,
+    /// Tries out whether traffic is captured; only the proxy's user can
+    #[arg(long)]
+    pub run_validation: bool,
+    /// The port that --run-validation connects to [default: 15002]
+    #[arg(long, value_name = "PORT")]
+    pub iptables_probe_port: Option<String>,
+    /// How long --run-validation may take [default: 5s]
+    #[arg(long, value_name = "DURATION")]
+    pub probe_timeout: Option<String>,
+    /// A network namespace to do this in, such as /run/netns/NAME
+    #[arg(long, value_name = "PATH")]
+    pub network_namespace: Option<PathBuf>,
+    /// Accepted: rules of an earlier run are always replaced
+    #[arg(long)]
+    pub force_apply: bool,
+    /// Accepted: rules of an earlier run are always replaced
+    #[arg(long)]
+    pub reconcile: bool,
+    /// Accepted with a warning: rules are not logged
+    #[arg(long)]
+    pub iptables_trace_logging: bool,
+    /// Logs of the agent itself
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 
 pub mod args;
 pub mod bootstrap;
+pub mod capture;
 pub mod config;
 pub mod envoy_admin;
 pub mod http;

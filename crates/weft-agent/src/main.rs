@@ -1,5 +1,6 @@
 //! weft-agent, beside an Envoy.
 
+use agent::capture::{NOT_CAPTURED_STATUS, NotCaptured};
 use agent::{Args, run};
 use clap::Parser as _;
 use model::cause::one_line;
@@ -11,7 +12,10 @@ fn main() -> ExitCode {
         Err(error) => {
             // Also when nothing can be logged.
             eprintln!("weft-agent: {}", one_line(error.as_ref()));
-            ExitCode::FAILURE
+            match error.downcast_ref::<NotCaptured>() {
+                Some(_) => ExitCode::from(NOT_CAPTURED_STATUS),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::args::{Args, Command, ProxyArgs, RequestArgs, WaitArgs};
 use crate::bootstrap;
+use crate::capture;
 use crate::config::{CertificateSource, Config, Environment, Families, Roots};
 use crate::envoy_admin::EnvoyAdmin;
 use crate::http::Question;
@@ -46,6 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         Command::Wait(args) => block_on(wait(args)),
         Command::Request(args) => block_on(request(args)),
+        Command::Capture(args) => capture::run(args),
     }
 }
 

@@ -107,3 +107,56 @@ fn hooks_are_commands_of_the_agent() {
     }
     assert_eq!(load(&classic).warnings, Vec::<String>::new());
 }
+
+/// As Kubernetes would start it.
+fn capture(pod: &Value) -> agent::capture::Request {
+    let containers = pod["spec"]["initContainers"].as_array().unwrap();
+    let container = containers
+        .iter()
+        .find(|container| ["istio-init", "istio-validation"].iter().any(|name| container["name"] == *name));
+    let words = container.unwrap()["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+    let args = Args::try_parse_from(std::iter::once("weft-agent").chain(words)).unwrap();
+    let Command::Capture(args) = args.command else { panic!("not the capture command") };
+    let variables = container.unwrap()["env"].as_array().cloned().unwrap_or_default();
+    let variables = variables
+        .iter()
+        .map(|variable| (variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap_or_default()));
+    let read = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
+    agent::capture::Request::load(&args, &variables.collect::<Environment>(), &read).unwrap()
+}
+
+#[test]
+fn capture_is_what_annotations_say() {
+    use capture::{InboundPorts, Mode, OutboundRanges};
+    let request = capture(&inject(&json!({}), Value::Null));
+    assert_eq!(request.settings.inbound, InboundPorts::AllBut(vec![15090, 15021, 15020]));
+    assert_eq!(request.settings.outbound, OutboundRanges::All);
+    assert_eq!((request.settings.users, request.settings.groups), (vec![1337], vec![1337]));
+    assert!(request.applies && !request.validates && request.warnings.is_empty());
+
+    let annotations = json!({
+        "sidecar.istio.io/interceptionMode": "TPROXY",
+        "traffic.sidecar.istio.io/includeOutboundIPRanges": "10.0.0.0/8,fd00::/8",
+        "traffic.sidecar.istio.io/excludeOutboundIPRanges": "10.1.0.0/16",
+        "traffic.sidecar.istio.io/includeInboundPorts": "80,81",
+        "traffic.sidecar.istio.io/includeOutboundPorts": "9000",
+        "traffic.sidecar.istio.io/excludeOutboundPorts": "5432,5433",
+        "traffic.sidecar.istio.io/excludeInterfaces": "net1",
+        "traffic.sidecar.istio.io/kubevirtInterfaces": "vm0",
+    });
+    let settings = capture(&inject(&annotations, Value::Null)).settings;
+    assert_eq!(settings.mode, Mode::Tproxy);
+    let ranges = |list: &[&str]| list.iter().map(|range| range.parse().unwrap()).collect::<Vec<_>>();
+    assert_eq!(settings.outbound, OutboundRanges::Only(ranges(&["10.0.0.0/8", "fd00::/8"])));
+    assert_eq!(settings.outbound_except, ranges(&["10.1.0.0/16"]));
+    assert_eq!(settings.inbound, InboundPorts::Only(vec![80, 81]));
+    assert_eq!((settings.outbound_ports, settings.outbound_ports_except), (vec![9000], vec![5432, 5433]));
+    assert_eq!(settings.except_interfaces[0].name(), "net1");
+    assert_eq!(settings.virtual_interfaces[0].name(), "vm0");
+}
+
+#[test]
+fn with_a_plugin_capture_is_only_tried_out() {
+    let request = capture(&inject(&json!({}), json!({"pilot": {"cni": {"enabled": true}}})));
+    assert!(request.validates && !request.applies);
+}

@@ -4,7 +4,7 @@
 //! 4 whole   control-plane · weft-agent · weftctl
 //! 3 edge    controllers · source-dir · identity · webhook
 //! 2 state   index · serve · xds · push
-//! 1 pure    translate · compile · explain · ca · inject
+//! 1 pure    translate · compile · explain · ca · inject · capture
 //! 0 words   model · k8s-api · proto
 //! ```
 //!
@@ -48,6 +48,7 @@ const TABLE: &[Row] = &[
     row("weft-explain", Layer::Pure, &["weft-model", "weft-proto"], &[]),
     row("weft-ca", Layer::Pure, &["weft-model"], &[]),
     row("weft-inject", Layer::Pure, &["weft-k8s-api"], &[]),
+    row("weft-capture", Layer::Pure, &[], &[]),
     row("weft-index", Layer::State, &["weft-model", "weft-k8s-api", "weft-translate"], &[]),
     row("weft-serve", Layer::State, &[], &[]),
     row("weft-xds", Layer::State, &["weft-proto", "weft-serve"], &[]),
@@ -65,7 +66,7 @@ const TABLE: &[Row] = &[
     row(
         "weft-agent",
         Layer::Whole,
-        &["weft-k8s-api", "weft-proto", "weft-ca", "weft-model"],
+        &["weft-k8s-api", "weft-proto", "weft-ca", "weft-capture", "weft-model"],
         &["weft-inject", "weft-serve"],
     ),
     row("weftctl", Layer::Whole, &[BELOW_WHOLE], &[]),

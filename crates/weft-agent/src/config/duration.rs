@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Parses Go's notation, such as `1h30m`, `5s`, `1.5s` or `250ms`, of which protobuf's `45s` is a part.
-pub(super) fn parse(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let invalid = || format!("{text:?} is not a duration, such as 10s or 1h30m");
     let mut rest = text;
     let mut total = Duration::ZERO;

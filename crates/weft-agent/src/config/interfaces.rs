@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Returns the local IPv4 addresses in the text of `/proc/net/fib_trie`, in its order, each once.
-pub(super) fn ipv4(fib_trie: &str) -> Vec<IpAddr> {
+pub(crate) fn ipv4(fib_trie: &str) -> Vec<IpAddr> {
     let mut found = Vec::new();
     let mut last = None;
     for line in fib_trie.lines() {
@@ -25,7 +25,7 @@ pub(super) fn ipv4(fib_trie: &str) -> Vec<IpAddr> {
 }
 
 /// Returns the global IPv6 addresses in the text of `/proc/net/if_inet6`.
-pub(super) fn ipv6(if_inet6: &str) -> Vec<IpAddr> {
+pub(crate) fn ipv6(if_inet6: &str) -> Vec<IpAddr> {
     let parse = |line: &str| {
         let mut words = line.split_whitespace();
         let address = Ipv6Addr::from(u128::from_str_radix(words.next()?, 16).ok()?);

@@ -5,10 +5,10 @@
 //! warning. **Invariant:** nothing outside of this module reads the environment.
 
 mod downward;
-mod duration;
+pub(crate) mod duration;
 mod environment;
 mod identity;
-mod interfaces;
+pub(crate) mod interfaces;
 mod node;
 pub mod probes;
 mod proxy;
@@ -17,6 +17,7 @@ mod scrape;
 pub(crate) mod tests;
 
 use crate::args::{ProxyArgs, Role};
+
 pub use environment::Environment;
 pub use identity::{
     CertificateFiles, CertificateSource, IdentitySettings, KeyKind, Roots, Server, ServerTrust,
