@@ -296,6 +296,14 @@ slim_type! {
     pub struct NodeStatus {
         /// The addresses.
         pub addresses: Vec<NodeAddress>,
+        /// What runs on it.
+        pub node_info: NodeSystemInfo,
+    }
+
+    /// What runs on a node.
+    pub struct NodeSystemInfo {
+        /// The version of its kubelet, such as `v1.33.0`.
+        pub kubelet_version: String,
     }
 
     /// An address of a node.

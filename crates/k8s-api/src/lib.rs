@@ -4,7 +4,7 @@
 //!   [`sidecar`], [`peer_authentication`], [`authorization_policy`], [`request_authentication`], [`telemetry`], [`envoy_filter`],
 //!   [`extension`] (WasmPlugin and TrafficExtension), [`workload_group`], [`proxy_config`]; what they share is in [`meta`].
 //! - [`mesh_config`]: MeshConfig and meshNetworks with Istio's defaults and merge rules.
-//! - [`core`]: the Kubernetes kinds a mesh needs, with only the fields it needs.
+//! - [`core`]: the Kubernetes kinds a mesh needs, with only the fields it needs; [`admission`]: webhooks' configurations.
 //! - [`pod`]: the pod types with all their fields, for those who write pods.
 //! - [`yaml`]: manifests to [`object::Object`]s, with errors and unknown fields located by file, line and path.
 //! - [`crd`]: CustomResourceDefinitions made from the types.
@@ -15,6 +15,7 @@
 //! **Invariant:** this crate knows no other crate of the workspace: neither what a mesh makes of an object nor where
 //! objects come from. It is the only door to `k8s-openapi`.
 
+pub mod admission;
 pub mod authorization_policy;
 pub mod core;
 pub mod crd;
