@@ -37,6 +37,7 @@ impl ServiceAccounts {
         let source = Source {
             api: everywhere::<ServiceAccount>(&client),
             fields: None,
+            labels: None,
             absence: Absence::Forbidden,
             follower: Accounts { known: self, undecodable: BTreeMap::new() },
             reporter: Reporter::new(SOURCE, states),

@@ -21,6 +21,18 @@ pub struct Config {
     pub last_good_mesh_config: Option<Arc<MeshConfig>>,
 }
 
+impl Config {
+    /// For clients that follow no mesh.
+    pub fn questions(kubeconfig: Option<PathBuf>, namespace: &str) -> Self {
+        Self {
+            kubeconfig,
+            namespace: namespace.to_owned(),
+            base_mesh_config: serde_json::Value::Null,
+            last_good_mesh_config: None,
+        }
+    }
+}
+
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

@@ -13,20 +13,24 @@
 //! - [`connect`]: from a kubeconfig to a client whose dead connections are noticed.
 //! - [`run`]: the sources, until nobody listens any more.
 //! - [`token_keys`], [`review_token`], [`read_secret`] and others: single questions, and [`ServiceAccounts`].
+//! - [`follow_config_map`], [`ProxyConfigs`]: what injection asks for and no mesh does.
 //! - `source`: one source; lists, watches, errors, and kinds that are not there.
 //! - `objects`, `mesh_settings`: what a source makes of what it sees, without I/O.
 
 mod access;
 mod accounts;
 mod backoff;
+mod config_map;
 mod connect;
 mod kinds;
 mod mesh_settings;
 mod objects;
 mod outage;
+mod proxy_configs;
 mod run;
 mod source;
 mod state;
+mod tap;
 mod trouble;
 
 pub use access::{
@@ -34,7 +38,9 @@ pub use access::{
     may_list_secrets, read_secret, review_token, token_keys,
 };
 pub use accounts::ServiceAccounts;
+pub use config_map::{ConfigMapData, follow_config_map};
 pub use connect::{Config, ConnectError, connect};
 pub use kube::Client;
+pub use proxy_configs::ProxyConfigs;
 pub use run::{RunError, SOURCES, run};
 pub use state::{SourceError, SourceState, States};

@@ -106,6 +106,7 @@ impl Sources {
         self.spawn(Source {
             api: everywhere::<K>(&self.client),
             fields: K::FIELDS.map(str::to_owned),
+            labels: None,
             absence: K::ABSENCE,
             follower: Objects::<K>::new(),
             reporter: Reporter::new(K::NAME, self.states.clone()),
@@ -119,6 +120,7 @@ impl Sources {
         self.spawn(Source {
             api: Api::namespaced(self.client.clone(), namespace),
             fields: Some(format!("metadata.name={CONFIG_MAP}")),
+            labels: None,
             absence: Absence::Forbidden,
             follower: mesh,
             reporter: Reporter::new(MESH_CONFIG, self.states.clone()),

@@ -38,6 +38,7 @@ pub(crate) struct Closed;
 pub(crate) struct Source<F: Follower> {
     pub(crate) api: Api<DeserializeGuard<F::Object>>,
     pub(crate) fields: Option<String>,
+    pub(crate) labels: Option<String>,
     pub(crate) absence: Absence,
     pub(crate) follower: F,
     pub(crate) reporter: Reporter,
@@ -87,10 +88,8 @@ impl<F: Follower> Source<F> {
 
     fn config(&self) -> watcher::Config {
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
-        match &self.fields {
-            Some(fields) => config.fields(fields),
-            None => config,
-        }
+        let config = self.fields.iter().fold(config, |config, fields| config.fields(fields));
+        self.labels.iter().fold(config, |config, labels| config.labels(labels))
     }
 
     async fn take_in(
