@@ -13,12 +13,14 @@
 
 mod answer;
 mod https;
+mod metrics;
 mod mutate;
 mod review;
 mod routes;
 mod validate;
 
 pub use https::{Limits, serve};
+pub use metrics::Metrics;
 pub use routes::router;
 
 use k8s_api::yaml::DEFAULT_NAMESPACE;

@@ -1,7 +1,7 @@
 //! The paths, and reading of reviews within bounds.
 
 use crate::review::{API_VERSION, Reply, Request, Response, Review};
-use crate::{Knowledge, mutate, validate};
+use crate::{Knowledge, Metrics, mutate, validate};
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{Request as HttpRequest, State};
@@ -16,26 +16,37 @@ const LARGEST: usize = 8 << 20;
 /// API servers give up after ten seconds by default.
 const READING: Duration = Duration::from_secs(10);
 
-/// What answers a review; the path may say which cluster asks.
-type Answer = fn(&dyn Knowledge, &str, &Request) -> Response;
-
-/// Returns the routes of the webhooks: `/inject`, `/validate`, each with anything below it.
-pub fn router(knowledge: Arc<dyn Knowledge>) -> Router {
-    let inject = |State(knowledge): State<Arc<dyn Knowledge>>, request: HttpRequest| async move {
-        answer(knowledge, request, mutate::mutate).await
-    };
-    let validate = |State(knowledge): State<Arc<dyn Knowledge>>, request: HttpRequest| async move {
-        answer(knowledge, request, |knowledge, _, request| validate::validate(knowledge, request)).await
-    };
-    Router::new()
-        .route("/inject", post(inject))
-        .route("/inject/{*settings}", post(inject))
-        .route("/validate", post(validate))
-        .route("/validate/{*settings}", post(validate))
-        .with_state(knowledge)
+/// One of the webhooks: what answers a review, of which the path may say which cluster asks, and what notes the answer.
+#[derive(Clone)]
+struct Hook {
+    knowledge: Arc<dyn Knowledge>,
+    metrics: Metrics,
+    answer: fn(&dyn Knowledge, &str, &Request) -> Response,
+    note: fn(&Metrics, &Request, &Response),
 }
 
-async fn answer(knowledge: Arc<dyn Knowledge>, request: HttpRequest, answer: Answer) -> HttpResponse {
+/// Returns the routes of the webhooks: `/inject`, `/validate`, each with anything below it.
+pub fn router(knowledge: Arc<dyn Knowledge>, metrics: Metrics) -> Router {
+    let inject = Hook {
+        knowledge: knowledge.clone(),
+        metrics: metrics.clone(),
+        answer: mutate::mutate,
+        note: Metrics::injected,
+    };
+    let validate = Hook {
+        knowledge,
+        metrics,
+        answer: |knowledge, _, request| validate::validate(knowledge, request),
+        note: Metrics::validated,
+    };
+    let routes = |path: &str, hook: Hook| {
+        let below = format!("{path}/{{*settings}}");
+        Router::new().route(path, post(answer)).route(&below, post(answer)).with_state(hook)
+    };
+    routes("/inject", inject).merge(routes("/validate", validate))
+}
+
+async fn answer(State(hook): State<Hook>, request: HttpRequest) -> HttpResponse {
     let refuse = |status: StatusCode, reason: &str| (status, format!("{reason}\n")).into_response();
     let media = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if media.unwrap_or_default().split(';').next().map(str::trim) != Some("application/json") {
@@ -48,7 +59,7 @@ async fn answer(knowledge: Arc<dyn Knowledge>, request: HttpRequest, answer: Ans
         Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the review did not arrive in time"),
     };
     // Large objects take milliseconds, which must not hold up other connections.
-    let work = tokio::task::spawn_blocking(move || reply(knowledge.as_ref(), &path, &body, answer));
+    let work = tokio::task::spawn_blocking(move || hook.reply(&path, &body));
     match work.await {
         Ok(Ok(reply)) => axum::Json(reply).into_response(),
         Ok(Err(reason)) => refuse(StatusCode::BAD_REQUEST, &reason),
@@ -59,15 +70,18 @@ async fn answer(knowledge: Arc<dyn Knowledge>, request: HttpRequest, answer: Ans
     }
 }
 
-fn reply(knowledge: &dyn Knowledge, path: &str, body: &[u8], answer: Answer) -> Result<Reply, String> {
-    let review: Review =
-        serde_json::from_slice(body).map_err(|error| format!("not an AdmissionReview: {error}"))?;
-    if review.kind != "AdmissionReview" || review.api_version != API_VERSION {
-        let (version, kind) = (&review.api_version, &review.kind);
-        return Err(format!("{version} {kind} is not AdmissionReview of {API_VERSION}"));
+impl Hook {
+    fn reply(&self, path: &str, body: &[u8]) -> Result<Reply, String> {
+        let review: Review =
+            serde_json::from_slice(body).map_err(|error| format!("not an AdmissionReview: {error}"))?;
+        if review.kind != "AdmissionReview" || review.api_version != API_VERSION {
+            let (version, kind) = (&review.api_version, &review.kind);
+            return Err(format!("{version} {kind} is not AdmissionReview of {API_VERSION}"));
+        }
+        let request = review.request.ok_or_else(|| "the review has no request".to_owned())?;
+        let mut response = (self.answer)(self.knowledge.as_ref(), path, &request);
+        (self.note)(&self.metrics, &request, &response);
+        response.uid = request.uid;
+        Ok(Reply { api_version: API_VERSION, kind: "AdmissionReview", response })
     }
-    let request = review.request.ok_or_else(|| "the review has no request".to_owned())?;
-    let mut response = answer(knowledge, path, &request);
-    response.uid = request.uid;
-    Ok(Reply { api_version: API_VERSION, kind: "AdmissionReview", response })
 }

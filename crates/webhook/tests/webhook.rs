@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
-use webhook::{Knowledge, Limits, router, serve};
+use webhook::{Knowledge, Limits, Metrics, router, serve};
 
 struct Cluster {
     allows_unenforced: bool,
@@ -62,7 +62,8 @@ fn review(resource: &str, operation: &str, object: &Value, old: &Value) -> Value
 
 async fn ask(path: &str, media: &str, body: impl Into<Body>, allows_unenforced: bool) -> (StatusCode, Value) {
     let request = Request::post(path).header(header::CONTENT_TYPE, media).body(body.into()).unwrap();
-    let answer = router(Arc::new(Cluster { allows_unenforced })).oneshot(request).await.unwrap();
+    let answer =
+        router(Arc::new(Cluster { allows_unenforced }), Metrics::default()).oneshot(request).await.unwrap();
     let status = answer.status();
     let bytes = answer.into_body().collect().await.unwrap().to_bytes();
     let value = serde_json::from_slice(&bytes)
@@ -249,7 +250,7 @@ async fn certificates_change_while_reviews_are_answered_and_silence_is_not_waite
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let limits = Limits { connections: 8, handshake: Duration::from_millis(200), ..Limits::default() };
-    let routes = router(Arc::new(Cluster { allows_unenforced: false }));
+    let routes = router(Arc::new(Cluster { allows_unenforced: false }), Metrics::default());
     let server = tokio::spawn(serve(listener, tls, routes, limits, stop.clone()));
     assert_eq!(status_over_tls(address, &of_first).await.unwrap(), StatusCode::OK);
     sender.send(second).unwrap();
@@ -269,4 +270,37 @@ async fn certificates_change_while_reviews_are_answered_and_silence_is_not_waite
     tokio::time::timeout(Duration::from_secs(10), answered).await.expect("silent clients keep their places");
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(10), server).await.expect("it does not end").unwrap();
+}
+
+#[tokio::test]
+async fn answers_are_counted_under_istios_names() {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let routes = router(Arc::new(Cluster { allows_unenforced: false }), metrics);
+    let ask = |path: &'static str, review: Value| {
+        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        routes.clone().oneshot(request.body(Body::from(review.to_string())).unwrap())
+    };
+    let mut refused = pod();
+    refused["metadata"]["annotations"] = json!({"sidecar.istio.io/proxyCPU": "much"});
+    let mut host = pod();
+    host["spec"]["hostNetwork"] = json!(true);
+    for pod in [&pod(), &pod(), &refused, &host] {
+        ask("/inject", review("pods", "CREATE", pod, &Value::Null)).await.unwrap();
+    }
+    for address in ["10.0.0.1", "unix://x"] {
+        ask("/validate", review("workloadentries", "CREATE", &entry(address), &Value::Null)).await.unwrap();
+    }
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "sidecar_injection_requests_total 4",
+        "sidecar_injection_success_total 2",
+        "sidecar_injection_failure_total 1",
+        "sidecar_injection_skip_total 1",
+        "galley_validation_passed_total{group=\"\",resource=\"workloadentries\"} 1",
+        "galley_validation_failed_total{group=\"\",resource=\"workloadentries\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
 }
