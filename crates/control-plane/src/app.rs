@@ -1,6 +1,7 @@
 //! Wiring, start and stop.
 
 use crate::admin::{self, AdminState};
+use crate::admission::{Admission, Ground};
 use crate::args::{Args, LogArgs, LogFormat};
 use crate::mesh_file;
 use crate::secure::Secure;
@@ -90,12 +91,14 @@ async fn serve(args: Args) -> Result<()> {
     state_sender.send_modify(|state| state.waiting_for = started.names.iter().copied().collect());
     let (held_sender, held) = watch::channel(None);
     let (accepted_mesh, accepted) = watch::channel(None);
+    let (facts_sender, facts) = watch::channel(Arc::default());
     let writer = Writer {
         settings,
         sources: started.names,
         restored: saved.refused.clone(),
         restored_mesh: saved.mesh.clone(),
         accepted_mesh,
+        facts: facts_sender,
         push: push.clone(),
         state: state_sender,
         held: held_sender,
@@ -106,7 +109,7 @@ async fn serve(args: Args) -> Result<()> {
     });
     if let Some(directory) = state_dir {
         // They end with the writer, which is noticed there.
-        tokio::spawn(state_dir::keep_mesh(directory.clone(), accepted, saved.mesh.clone()));
+        tokio::spawn(state_dir::keep_mesh(directory.clone(), accepted.clone(), saved.mesh.clone()));
         tokio::spawn(state_dir::keep(directory, held.clone(), started.kept, saved));
     }
 
@@ -122,7 +125,19 @@ async fn serve(args: Args) -> Result<()> {
     // Streams of secrets alone are no proxies, so they are not counted as such.
     let secret_metrics = xds::Metrics::register(registry.sub_registry_with_prefix("weft_sds"));
     let connection_metrics = serve::Metrics::register(&mut registry);
-    let secure = Secure::prepare(&args, &mut registry, state.clone()).await?;
+    let mut secure = Secure::prepare(&args, &mut registry, state.clone()).await?;
+    let mut admission = None;
+    if let Some(secure) = &mut secure {
+        let presenting = secure.present(watch::channel(None).1);
+        let ground = Ground {
+            facts,
+            mesh: accepted,
+            state: state.clone(),
+            certificates: presenting.certificates,
+            client: connect(&args).await?,
+        };
+        admission = Some(Admission::prepare(&args, ground, &mut registry, &mut tasks).await?);
+    }
     let source = EngineSource {
         secrets: secure.as_ref().map(Secure::secrets),
         push: push.clone(),
@@ -154,6 +169,9 @@ async fn serve(args: Args) -> Result<()> {
     let plain = serve::Config { drain_grace: grace, ..serve::Config::standard("plaintext", limits) };
     let mut secured = JoinSet::new();
     let mut secret_server = None;
+    if let Some(admission) = admission {
+        secured.spawn(admission.serve(stopping.clone()));
+    }
     if let Some(secure) = secure {
         let source = SecretSource { secrets: secure.secrets(), domain: args.mesh.domain.clone() };
         let config = xds::Config { only: Some(ResourceType::Secret), ..config };
@@ -181,6 +199,20 @@ async fn serve(args: Args) -> Result<()> {
     streams.context("the xDS server ended")?;
     info!("stopped");
     Ok(())
+}
+
+/// Returns a client for what must not wait behind lists; nothing without a cluster.
+async fn connect(args: &Args) -> Result<Option<controllers::Client>> {
+    if args.source.config.is_some() {
+        return Ok(None);
+    }
+    Ok(Some(
+        controllers::connect(&controllers::Config::questions(
+            args.source.kubeconfig.clone(),
+            &args.source.namespace,
+        ))
+        .await?,
+    ))
 }
 
 async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {

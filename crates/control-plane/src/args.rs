@@ -24,6 +24,9 @@ pub struct Args {
     /// Who may come, and with which certificates
     #[command(flatten)]
     pub secure: SecureArgs,
+    /// Admission: proxies in pods, and no bad objects
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
     /// Logs
     #[command(flatten)]
     pub log: LogArgs,
@@ -69,6 +72,9 @@ pub struct MeshArgs {
     /// The DNS domain of the cluster
     #[arg(long, default_value = "cluster.local", value_parser = dns_name)]
     pub domain: String,
+    /// The revision that weftd is: which pods, webhooks' configurations and ConfigMaps are its own
+    #[arg(long, env = "REVISION", default_value = "default", value_parser = dns_label)]
+    pub revision: String,
     /// The name of the cluster that endpoints are in
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes", value_parser = not_empty)]
     pub cluster_id: String,
@@ -141,6 +147,22 @@ pub struct SecureArgs {
     pub max_connection_age: Duration,
 }
 
+/// Admission: proxies in pods, and no bad objects.
+#[derive(Clone, Debug, Group)]
+#[command(next_help_heading = "Admission")]
+pub struct AdmissionArgs {
+    /// The address for the webhooks (/inject, /validate) over HTTPS. Without a cluster it is served only with --ca-dir
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15017")]
+    pub https_addr: SocketAddr,
+    /// A file with the chart's values for injection, in YAML. In a cluster the key `values` of the ConfigMap
+    /// `istio-sidecar-injector` (`istio-sidecar-injector-REVISION`) is merged over it, and followed
+    #[arg(long, value_name = "FILE")]
+    pub injection_values: Option<PathBuf>,
+    /// Whether proxies are native sidecars: auto means where every kubelet is new enough
+    #[arg(long, value_name = "WHEN", env = "ENABLE_NATIVE_SIDECARS", default_value = "auto", value_parser = native)]
+    pub native_sidecars: inject::NativeSidecars,
+}
+
 /// Logs.
 #[derive(Clone, Debug, Group)]
 #[command(next_help_heading = "Logs")]
@@ -173,6 +195,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
         "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
         _ => Err(format!("{text:?} is not a duration, such as 10s")),
+    }
+}
+
+/// Accepts Istio's words.
+fn native(text: &str) -> Result<inject::NativeSidecars, String> {
+    match text {
+        "auto" | "" => Ok(inject::NativeSidecars::Auto),
+        "enabled" | "true" => Ok(inject::NativeSidecars::Enabled),
+        "disabled" | "false" => Ok(inject::NativeSidecars::Disabled),
+        _ => Err(format!("{text:?} is none of auto, enabled and disabled")),
     }
 }
 
@@ -238,6 +270,8 @@ mod tests {
             ["--max-connections", "0"],
             ["--max-connections", "many"],
             ["--log-level", "=;,"],
+            ["--revision", "Canary"],
+            ["--native-sidecars", "maybe"],
         ] {
             let error = Args::try_parse_from(["weftd", flag[0], flag[1]]).unwrap_err();
             assert_eq!(error.exit_code(), 2);

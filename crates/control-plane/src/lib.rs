@@ -5,10 +5,12 @@
 //!
 //! ```text
 //! directory or Kubernetes ─▶ writer (index) ─▶ push engine ─▶ xds server ─▶ proxies
-//!                               └─▶ admin: /ready /metrics /debug/…  ◀─┘
+//!                               ├─▶ admin: /ready /metrics /debug/…  ◀─┘
+//!                               └─▶ admission: /inject /validate ◀─ API server
 //! ```
 
 mod admin;
+mod admission;
 mod app;
 mod args;
 mod directory;

@@ -12,11 +12,13 @@ mod authority;
 mod cluster;
 mod files;
 mod permissions;
+mod presenter;
 mod proxies;
 mod rotation;
 mod store;
 mod stream;
 
+pub(crate) use presenter::Bundles;
 pub(crate) use stream::{SecretObserver, Secrets, Served, without_secrets};
 
 use crate::admin::Doorkeepers;
@@ -32,6 +34,7 @@ use identity::{
 };
 use model::TrustDomain;
 use permissions::Permissions;
+use presenter::{Pace, Presenter};
 use prometheus_client::registry::Registry;
 use proxies::Proxies;
 use rustls::pki_types::ServerName;
@@ -55,6 +58,12 @@ enum World {
     Files,
     /// A cluster. The client is for this alone, so that nobody waits behind lists.
     Cluster { client: controllers::Client, namespace: String },
+}
+
+/// What the webhooks' port presents.
+pub(crate) struct Presenting {
+    /// Its certificate; nothing until there is an authority.
+    pub(crate) certificates: watch::Receiver<Option<Arc<rustls::ServerConfig>>>,
 }
 
 /// A secure port that is not served yet.
@@ -91,12 +100,8 @@ impl Secure {
             return Ok(None);
         }
         let world = if has_cluster {
-            let config = controllers::Config {
-                kubeconfig: args.source.kubeconfig.clone(),
-                namespace: args.source.namespace.clone(),
-                base_mesh_config: serde_json::Value::Null,
-                last_good_mesh_config: None,
-            };
+            let kubeconfig = args.source.kubeconfig.clone();
+            let config = controllers::Config::questions(kubeconfig, &args.source.namespace);
             let client = controllers::connect(&config).await?;
             World::Cluster { client, namespace: args.source.namespace.clone() }
         } else {
@@ -130,7 +135,7 @@ impl Secure {
             listener,
             args: args.secure.clone(),
             config,
-            names: names(&args.source.namespace, &args.secure.secure_name, has_cluster)?,
+            names: names(&args.source.namespace, &args.mesh.revision, &args.secure.secure_name, has_cluster)?,
             world,
             metrics,
             clock,
@@ -158,6 +163,23 @@ impl Secure {
     /// Returns those who know tokens, as soon as there are any.
     pub(crate) fn doorkeepers(&self) -> Doorkeepers {
         self.doorkeepers.subscribe()
+    }
+
+    /// Keeps a certificate for the webhooks' port. `bundles` is what their configurations have.
+    pub(crate) fn present(&mut self, bundles: watch::Receiver<Bundles>) -> Presenting {
+        let (tls, certificates) = watch::channel(None);
+        let (wanted, _) = watch::channel(None);
+        let presenter = Presenter {
+            held: self.holder.subscribe(),
+            names: self.names.clone(),
+            clock: self.clock.clone(),
+            pace: Pace::STANDARD,
+            bundles,
+            wanted,
+            tls,
+        };
+        self.tasks.spawn(presenter.keep());
+        Presenting { certificates }
     }
 
     /// Serves `routes` and the certificate service until `stopping`, as soon as there is an authority.
@@ -397,10 +419,15 @@ async fn keep_tls(
 }
 
 /// Returns the names that clients may know the port by: Istio's, and those of the operator.
-fn names(namespace: &str, more: &[String], has_cluster: bool) -> Result<Vec<ServerName<'static>>> {
-    let services = ["istiod", "istiod-remote", "istio-pilot"];
-    let mut names: Vec<String> =
-        services.iter().map(|service| format!("{service}.{namespace}.svc")).collect();
+fn names(
+    namespace: &str,
+    revision: &str,
+    more: &[String],
+    has_cluster: bool,
+) -> Result<Vec<ServerName<'static>>> {
+    let own = Some(format!("istiod-{revision}")).filter(|_| revision != "default");
+    let services = ["istiod", "istiod-remote", "istio-pilot"].map(str::to_owned).into_iter().chain(own);
+    let mut names: Vec<String> = services.map(|service| format!("{service}.{namespace}.svc")).collect();
     if !has_cluster {
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     }
@@ -418,7 +445,8 @@ mod tests {
 
     #[test]
     fn the_port_has_istios_names() {
-        let all = names("mesh", &["mesh.example.com".to_owned(), "10.0.0.1".to_owned()], true).unwrap();
+        let all =
+            names("mesh", "canary", &["mesh.example.com".to_owned(), "10.0.0.1".to_owned()], true).unwrap();
         let all: Vec<String> = all.iter().map(|name| name.to_str().into_owned()).collect();
         assert_eq!(
             all,
@@ -426,10 +454,11 @@ mod tests {
                 "istiod.mesh.svc",
                 "istiod-remote.mesh.svc",
                 "istio-pilot.mesh.svc",
+                "istiod-canary.mesh.svc",
                 "mesh.example.com",
                 "10.0.0.1"
             ]
         );
-        assert!(names("mesh", &["no name".to_owned()], true).is_err());
+        assert!(names("mesh", "default", &["no name".to_owned()], true).is_err());
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing is published before every source has told its whole state once, so a proxy never sees a mesh that is
 //! smaller than the truth because weftd has just started.
 
+use crate::admission::Facts;
 use index::{Change, Doubt, Findings, Held, Index, Settings};
 use k8s_api::mesh_config::MeshConfig;
 use k8s_api::object::Object;
@@ -66,6 +67,8 @@ pub(crate) struct Writer {
     pub(crate) restored_mesh: Option<Arc<MeshConfig>>,
     /// The mesh configuration that is in use; nothing while it is the default.
     pub(crate) accepted_mesh: watch::Sender<Option<Arc<MeshConfig>>>,
+    /// What admission asks about the cluster.
+    pub(crate) facts: watch::Sender<Arc<Facts>>,
     /// Where the compiler takes its views from.
     pub(crate) push: Push,
     /// What others may know.
@@ -76,7 +79,8 @@ pub(crate) struct Writer {
 
 /// Takes in changes until there are no more sources.
 pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
-    let Writer { settings, sources, restored, mut restored_mesh, accepted_mesh, push, state, held } = writer;
+    let Writer { settings, sources, restored, mut restored_mesh, accepted_mesh, facts, push, state, held } =
+        writer;
     let domain = settings.domain.clone();
     let cluster = settings.cluster.clone();
     let mut index = Index::new(settings);
@@ -87,6 +91,7 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
     // All that has arrived is one change: there is no reason to compile for states that are history already.
     let mut hold = None;
     while take_in(&mut changes, &mut batch, &mut hold, index.doubts_until()).await {
+        note_facts(&facts, &batch);
         for change in batch.drain(..) {
             match change {
                 Change::Reset(reset, objects) => index.reset(&reset, objects),
@@ -99,7 +104,9 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
                         accepted_mesh.send_replace(Some(config));
                     } else if let Some(last) = last {
                         warn!("the mesh configuration from before the restart is used");
-                        set_mesh_config(&mut index, &last, &domain, &cluster);
+                        if set_mesh_config(&mut index, &last, &domain, &cluster) {
+                            accepted_mesh.send_replace(Some(last));
+                        }
                     }
                 }
                 Change::CatchingUp => hold = Some(Instant::now() + CATCHING_UP),
@@ -182,6 +189,18 @@ async fn take_in(
             true
         }
     }
+}
+
+/// Takes in what admission asks about, which no hold keeps back: a webhook has to answer now.
+fn note_facts(facts: &watch::Sender<Arc<Facts>>, batch: &[Change]) {
+    facts.send_if_modified(|known| {
+        let facts = Arc::make_mut(known);
+        let mut is_news = false;
+        for change in batch {
+            is_news |= facts.take_in(change);
+        }
+        is_news
+    });
 }
 
 impl DoubtCounts {
@@ -286,6 +305,7 @@ mod tests {
             restored: Vec::new(),
             restored_mesh,
             accepted_mesh: watch::channel(None).0,
+            facts: watch::channel(Arc::default()).0,
             push: Push::spawn(Arc::default()).unwrap(),
             state,
             held: watch::channel(None).0,

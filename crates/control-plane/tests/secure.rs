@@ -70,7 +70,8 @@ impl Weftd {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weftd"));
         command.arg("--config").arg(at("config")).arg("--ca-dir").arg(at("ca"));
         command.arg("--token-keys").arg(at("keys.json")).args(["--token-issuer", ISSUER]);
-        for flag in ["--grpc-addr", "--http-addr", "--monitoring-addr", "--secure-grpc-addr"] {
+        for flag in ["--grpc-addr", "--http-addr", "--monitoring-addr", "--secure-grpc-addr", "--https-addr"]
+        {
             command.args([flag, "127.0.0.1:0"]);
         }
         command.args(["--log-format", "json", "--shutdown-duration", "1s"]);

@@ -126,6 +126,19 @@ impl Identity {
         let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
         self.not_before + life / 2
     }
+
+    /// Returns the TLS of a port whose clients show no certificates, and that speaks these protocols.
+    pub fn for_anonymous_clients(&self, protocols: &[&[u8]]) -> Result<rustls::ServerConfig, TlsError> {
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(self.certified.clone())));
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        // Each certificate has a configuration of its own: a session of the one before could not be resumed anyway.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
 }
 
 /// The TLS of a listener. What it presents and whom it trusts can be replaced while it serves: new connections see

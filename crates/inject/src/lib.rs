@@ -43,7 +43,7 @@ pub use pipeline::{Injected, Request, inject};
 pub use selector::Selector;
 pub use settings::{ControlPlane, Platform, Policy, Settings, SettingsError};
 pub use template::Custom;
-pub use values::Values;
+pub use values::{Values, overlay};
 pub use workload::Workload;
 
 /// The name of the proxy's container.

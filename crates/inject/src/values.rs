@@ -291,6 +291,18 @@ impl Values {
     }
 }
 
+/// Merges maps key by key, as Helm does.
+pub fn overlay(target: &mut Value, value: Value) {
+    match (target, value) {
+        (Value::Object(target), Value::Object(value)) => {
+            for (key, value) in value {
+                overlay(target.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (target, value) => *target = value,
+    }
+}
+
 fn unknown(written: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
     // An empty map among the defaults is one with keys of the user's.
     let (Value::Object(written), Value::Object(known)) = (written, known) else { return };

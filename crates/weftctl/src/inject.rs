@@ -1,7 +1,7 @@
 //! `weftctl inject`.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use inject::{Injected, NativeSidecars, Platform, Request, SkipReason, Workload};
+use inject::{Injected, NativeSidecars, Platform, Request, SkipReason, Workload, overlay};
 use k8s_api::mesh_config::MeshConfig;
 use k8s_api::yaml;
 use serde::Deserialize;
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut written = json!({});
     for path in &args.cases {
-        merge(&mut written, read(path)?);
+        overlay(&mut written, read(path)?);
     }
     let run: Settings = serde_json::from_value(written).context("the settings are not understood")?;
     let injector = Injector::new(run, args.report)?;
@@ -97,18 +97,6 @@ fn print(value: &Value) -> Result<()> {
 fn read(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(yaml::parse_value::<Value>(&text, &path.display().to_string())?.json)
-}
-
-/// Merges maps key by key, as Helm does.
-fn merge(target: &mut Value, value: Value) {
-    match (target, value) {
-        (Value::Object(target), Value::Object(value)) => {
-            for (key, value) in value {
-                merge(target.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (target, value) => *target = value,
-    }
 }
 
 /// What was done to one object.
@@ -197,12 +185,12 @@ impl Injector {
         let mut values = run.values;
         // The operator's form of the same setting.
         if let Some(enabled) = run.components["cni"]["enabled"].as_bool() {
-            merge(&mut values, json!({ "cni": { "enabled": enabled } }));
+            overlay(&mut values, json!({ "cni": { "enabled": enabled } }));
         }
         if let Some(cluster) = run.cluster_id {
             let named = values["global"]["multiCluster"]["clusterName"].as_str().unwrap_or_default();
             if named.is_empty() {
-                merge(&mut values, json!({ "global": { "multiCluster": { "clusterName": cluster } } }));
+                overlay(&mut values, json!({ "global": { "multiCluster": { "clusterName": cluster } } }));
             }
         }
         let mesh = MeshConfig::merge([&run.mesh_config]).context("meshConfig")?;

@@ -142,9 +142,11 @@ impl Weftd {
         command.args(arguments).args(["--shutdown-duration", "1s"]);
         command.args(["--grpc-addr", &grpc.to_string(), "--http-addr", &http.to_string()]);
         command.args(["--monitoring-addr", &monitoring.to_string()]);
-        if !arguments.iter().any(|argument| argument == "--secure-grpc-addr") {
-            // Any free port, for those who have no use for it.
-            command.args(["--secure-grpc-addr", &SocketAddr::new(grpc.ip(), 0).to_string()]);
+        for flag in ["--secure-grpc-addr", "--https-addr"] {
+            if !arguments.iter().any(|argument| argument == flag) {
+                // Any free port, for those who have no use for it.
+                command.args([flag, &SocketAddr::new(grpc.ip(), 0).to_string()]);
+            }
         }
         command.args(["--log-level", &env::var("WEFTD_LOG").unwrap_or_else(|_| "info".to_owned())]);
         let process = Process::spawn("weftd", command, scratch.path().join("weftd.log"))?;

@@ -268,7 +268,7 @@ impl Side {
     }
 }
 
-fn assemble(
+pub(super) fn assemble(
     loaded: Loaded,
     bundle: TrustBundle,
     policy: &Policy,
