@@ -600,10 +600,11 @@ impl Parts {
 
     /// A secret over ADS.
     fn served(&mut self, credential: &str) -> SdsSecretConfig {
-        const SCHEMES: [&str; 3] = ["kubernetes://", "kubernetes-gateway://", "configmap://"];
+        use crate::secret::{CONFIG_MAP_SCHEME, GATEWAY_SCHEME, KUBERNETES_SCHEME};
+        const SCHEMES: [&str; 3] = [KUBERNETES_SCHEME, GATEWAY_SCHEME, CONFIG_MAP_SCHEME];
         let name = match SCHEMES.iter().any(|scheme| credential.starts_with(scheme)) {
             true => credential.to_owned(),
-            false => format!("{}{credential}", crate::secret::KUBERNETES_SCHEME),
+            false => format!("{KUBERNETES_SCHEME}{credential}"),
         };
         self.secrets.insert(name.as_str().into());
         SdsSecretConfig {

@@ -92,6 +92,7 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
     let mut hold = None;
     while take_in(&mut changes, &mut batch, &mut hold, index.doubts_until()).await {
         note_facts(&facts, &batch);
+        index.set_time(seconds_since_1970());
         for change in batch.drain(..) {
             match change {
                 Change::Reset(reset, objects) => index.reset(&reset, objects),
@@ -168,6 +169,11 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
             push.publish(view, changes);
         }
     }
+}
+
+fn seconds_since_1970() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Waits for changes, or for the end of `hold` or of a doubt, after which there is something to publish although nothing

@@ -1,10 +1,11 @@
 //! The kinds that are watched, and how they differ.
 
-use k8s_api::core::{EndpointSlice, Namespace, Node, Pod, Secret, Service};
+use k8s_api::core::{ConfigMap, EndpointSlice, Namespace, Node, Pod, Secret, Service};
 use k8s_api::destination_rule::DestinationRule;
 use k8s_api::gateway::Gateway;
 use k8s_api::object::Object;
 use k8s_api::peer_authentication::PeerAuthentication;
+use k8s_api::reference_grant::ReferenceGrant;
 use k8s_api::service_entry::ServiceEntry;
 use k8s_api::sidecar::Sidecar;
 use k8s_api::virtual_service::VirtualService;
@@ -68,7 +69,7 @@ macro_rules! kinds {
 kinds!(Absence::Never, Service, EndpointSlice, Pod, Node, Namespace => |metadata| metadata.resource_version = None);
 // Whoever reports on these writes to the version that was seen.
 kinds!(Absence::NotServed, VirtualService, DestinationRule, Gateway, ServiceEntry, WorkloadEntry, Sidecar,
-    PeerAuthentication => |_metadata| ());
+    PeerAuthentication, ReferenceGrant => |_metadata| ());
 
 impl Kind for Secret {
     const NAME: &'static str = "Secret";
@@ -90,5 +91,23 @@ impl Kind for Secret {
         self.data.retain(|name, _| CERTIFICATES.contains(&name.as_str()) || OTHERS.contains(&name.as_str()));
         self.metadata.resource_version = None;
         Some(Object::Secret(Box::new(self)))
+    }
+}
+
+impl Kind for ConfigMap {
+    const NAME: &'static str = "ConfigMap";
+    /// Those that are in every namespace, for pods to mount: nobody refers to them.
+    const FIELDS: Option<&'static str> =
+        Some("metadata.name!=kube-root-ca.crt,metadata.name!=istio-ca-root-cert");
+    const ABSENCE: Absence = Absence::Forbidden;
+
+    fn into_object(mut self) -> Option<Object> {
+        const AUTHORITIES: &[&str] = &["ca.crt", "cacert", "ca.crl", "crl"];
+        self.data.retain(|name, _| AUTHORITIES.contains(&name.as_str()));
+        if !self.data.contains_key("ca.crt") && !self.data.contains_key("cacert") {
+            return None;
+        }
+        self.metadata.resource_version = None;
+        Some(Object::ConfigMap(Box::new(self)))
     }
 }

@@ -8,10 +8,11 @@ use crate::outage::Outage;
 use crate::source::{Progress, Source, everywhere};
 use crate::state::{Reporter, States};
 use index::Change;
-use k8s_api::core::{EndpointSlice, Namespace, Node, Pod, Secret, Service};
+use k8s_api::core::{ConfigMap, EndpointSlice, Namespace, Node, Pod, Secret, Service};
 use k8s_api::destination_rule::DestinationRule;
 use k8s_api::gateway::Gateway;
 use k8s_api::peer_authentication::PeerAuthentication;
+use k8s_api::reference_grant::ReferenceGrant;
 use k8s_api::service_entry::ServiceEntry;
 use k8s_api::sidecar::Sidecar;
 use k8s_api::virtual_service::VirtualService;
@@ -32,6 +33,7 @@ pub const SOURCES: &[&str] = &[
     Node::NAME,
     Namespace::NAME,
     Secret::NAME,
+    ConfigMap::NAME,
     VirtualService::NAME,
     DestinationRule::NAME,
     Gateway::NAME,
@@ -39,6 +41,7 @@ pub const SOURCES: &[&str] = &[
     WorkloadEntry::NAME,
     Sidecar::NAME,
     PeerAuthentication::NAME,
+    ReferenceGrant::NAME,
 ];
 
 /// Why the sources cannot run.
@@ -73,6 +76,7 @@ pub async fn run(
     sources.follow::<Node>();
     sources.follow::<Namespace>();
     sources.follow::<Secret>();
+    sources.follow::<ConfigMap>();
     sources.follow::<VirtualService>();
     sources.follow::<DestinationRule>();
     sources.follow::<Gateway>();
@@ -80,6 +84,7 @@ pub async fn run(
     sources.follow::<WorkloadEntry>();
     sources.follow::<Sidecar>();
     sources.follow::<PeerAuthentication>();
+    sources.follow::<ReferenceGrant>();
 
     let mut tasks = sources.tasks;
     tokio::select! {

@@ -5,7 +5,7 @@
 
 use crate::store::Index;
 use k8s_api::object::Object;
-use model::{Kind, ObjectKey, Origin, Rejection, VirtualService};
+use model::{Kind, ObjectKey, Origin, Rejection, Secret, VirtualService};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use translate::{Translated, delegate};
@@ -67,14 +67,47 @@ impl Index {
                     self.builder.set_peer_authentication(policy);
                 }
             }
-            Object::Secret(object) => {
-                let translated = translate::secret(object);
-                let known = self.builder.view().has_secret(key);
-                if let Some(secret) = self.judge(key, source, origin, translated, known) {
-                    self.builder.set_secret(secret);
+            Object::ReferenceGrant(object) => {
+                let translated = translate::reference_grant(object);
+                let known = self.builder.view().has_reference_grant(key);
+                if let Some(grant) = self.judge(key, source, origin, translated, known) {
+                    self.builder.set_reference_grant(grant);
                 }
             }
+            Object::Secret(object) => self.take_secret(key, source, origin, translate::secret(object)),
+            Object::ConfigMap(object) => {
+                self.take_secret(key, source, origin, translate::config_map(object));
+            }
             _ => {}
+        }
+    }
+
+    /// Takes in certificates. A part of them is better than nothing, and worse than the whole that was there before.
+    fn take_secret(
+        &mut self,
+        key: &ObjectKey,
+        source: &Arc<Object>,
+        origin: &Origin,
+        mut translated: Translated<Secret>,
+    ) {
+        let known = self.builder.view().has_secret(key);
+        let ends = translated.value.as_ref().and_then(|secret| secret.not_after);
+        if let Some((ends, now)) = ends.zip(self.now)
+            && ends < now
+        {
+            let reason = format!("the certificate has expired {} seconds ago", now - ends);
+            let finding = Rejection { object: key.clone(), field: "data".to_owned(), reason };
+            if known { &mut translated.rejections } else { &mut translated.warnings }.push(finding);
+        }
+        let is_worse = |rejection: &Rejection| !translate::is_optional(rejection);
+        if known && translated.rejections.iter().any(is_worse) {
+            translated.value = None;
+        } else if translated.value.is_none() && translated.rejections.is_empty() {
+            // It holds nothing of the kind, and nobody says that it should.
+            self.builder.remove_secret(key);
+        }
+        if let Some(secret) = self.judge(key, source, origin, translated, known) {
+            self.builder.set_secret(secret);
         }
     }
 

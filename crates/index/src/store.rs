@@ -140,6 +140,8 @@ pub struct Index {
     fresh_findings: BTreeSet<ObjectKey>,
     pub(crate) registry: Registry,
     pub(crate) rules: Rules,
+    /// The time, in seconds since 1970, if anybody has said it.
+    pub(crate) now: Option<i64>,
 }
 
 impl Index {
@@ -162,7 +164,13 @@ impl Index {
             fresh_findings: BTreeSet::new(),
             registry: Registry::default(),
             rules: Rules::default(),
+            now: None,
         }
+    }
+
+    /// Tells the time, in seconds since 1970: a certificate that has expired does not take the place of another one.
+    pub fn set_time(&mut self, now: i64) {
+        self.now = Some(now);
     }
 
     /// Replaces the mesh-wide settings and the defaults for objects, and looks at every object anew.
@@ -532,6 +540,7 @@ fn api_key(key: &ObjectKey) -> ApiKey {
         Kind::WorkloadEntry => ("networking.istio.io", "WorkloadEntry"),
         Kind::Sidecar => ("networking.istio.io", "Sidecar"),
         Kind::PeerAuthentication => ("security.istio.io", "PeerAuthentication"),
+        Kind::ReferenceGrant => ("gateway.networking.k8s.io", "ReferenceGrant"),
         Kind::AuthorizationPolicy => ("security.istio.io", "AuthorizationPolicy"),
         Kind::RequestAuthentication => ("security.istio.io", "RequestAuthentication"),
         Kind::Telemetry => ("telemetry.istio.io", "Telemetry"),
@@ -566,6 +575,7 @@ pub(crate) fn model_key(key: &ApiKey) -> Option<ObjectKey> {
         ("networking.istio.io", "WorkloadEntry") => Kind::WorkloadEntry,
         ("networking.istio.io", "Sidecar") => Kind::Sidecar,
         ("security.istio.io", "PeerAuthentication") => Kind::PeerAuthentication,
+        ("gateway.networking.k8s.io", "ReferenceGrant") => Kind::ReferenceGrant,
         _ => return None,
     };
     Some(ObjectKey::new(kind, key.namespace.as_str(), key.name.as_str()))

@@ -232,6 +232,89 @@ fn what_cannot_be_read_is_a_finding_and_keeps_what_is_known() {
     assert_eq!((said(&second), second.held()), (Vec::new(), Vec::new()));
 }
 
+/// A Secret `tls` with these certificates.
+fn secret(data: &[(&str, &str)]) -> Sourced {
+    let data: String = data.iter().map(|(name, value)| format!("  {name}: {value:?}\n")).collect();
+    objects(&format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: tls, namespace: app}}\nstringData:\n{data}"
+    ))
+    .remove(0)
+}
+
+/// A certificate that is good until the end of this year, and its key.
+fn pair(year: i32) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["a.test".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(year, 12, 31);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[test]
+fn a_certificate_that_is_broken_does_not_take_the_place_of_one_that_is_not() {
+    const IN_2026: i64 = 1_780_000_000;
+    let key = model::ObjectKey::new(model::Kind::Secret, "app", "tls");
+    let ((cert, private), (_, foreign), (old, old_private)) = (pair(2040), pair(2040), pair(2020));
+    let mut index = empty();
+    index.set_time(IN_2026);
+    index.apply(secret(&[("tls.crt", &cert), ("tls.key", &private), ("ca.crt", &cert)]));
+    let served = |index: &mut Index| {
+        index.publish();
+        let view = index.view();
+        let secret = Mesh::new(&view).secret(&key).unwrap().clone();
+        (secret.certificate_chain.clone(), secret.ca.is_some(), index.findings().contains_key(&key))
+    };
+    let good = (cert.clone().into_bytes(), true, false);
+    assert_eq!(served(&mut index), good);
+    let kept = (good.0.clone(), true, true);
+    for broken in [
+        secret(&[("tls.crt", &cert), ("tls.key", &foreign), ("ca.crt", &cert)]),
+        secret(&[("tls.crt", &cert), ("tls.key", &private), ("ca.crt", "rubbish")]),
+        secret(&[("tls.crt", &cert), ("tls.key", &private), ("ca.crt", &cert), ("ca.crl", "rubbish")]),
+        secret(&[("tls.crt", &old), ("tls.key", &old_private), ("ca.crt", &cert)]),
+        secret(&[("tls.crt", "")]),
+    ] {
+        index.apply(broken);
+        assert_eq!(served(&mut index), kept);
+        assert!(index.findings()[&key].serves_last_good);
+    }
+    // What it can do without does not keep a new certificate back.
+    let (next, next_private) = pair(2041);
+    index.apply(secret(&[("tls.crt", &next), ("tls.key", &next_private), ("tls.ocsp-staple", "rubbish")]));
+    assert_eq!(served(&mut index), (next.into_bytes(), false, true));
+
+    // Where nothing was before, what is expired is served, and complained about: some clients do not mind.
+    let mut index = empty();
+    index.set_time(IN_2026);
+    index.apply(secret(&[("tls.crt", &old), ("tls.key", &old_private)]));
+    assert_eq!(served(&mut index), (old.into_bytes(), false, true));
+    assert!(!index.findings()[&key].findings[0].is_error);
+}
+
+#[test]
+fn authorities_in_config_maps_come_and_go_and_others_are_nobodys_business() {
+    let key = model::ObjectKey::new(model::Kind::ConfigMap, "app", "roots");
+    let map = |data: &str| {
+        objects(&format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: roots, namespace: app}}\ndata: {{{data}}}"
+        ))
+        .remove(0)
+    };
+    let (cert, _) = pair(2040);
+    let mut index = empty();
+    index.apply(map("a: b"));
+    index.publish();
+    assert!(!index.view().has_secret(&key) && index.findings().is_empty());
+    index.apply(map(&format!("ca.crt: {cert:?}")));
+    index.publish();
+    assert!(index.view().has_secret(&key));
+    index.apply(map("ca.crt: rubbish"));
+    index.publish();
+    assert!(index.view().has_secret(&key) && index.findings()[&key].serves_last_good);
+    index.apply(map("a: b"));
+    index.publish();
+    assert!(!index.view().has_secret(&key) && index.findings().is_empty());
+}
+
 #[test]
 fn secrets_are_not_for_other_eyes() {
     let secret =

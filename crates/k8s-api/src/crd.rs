@@ -56,8 +56,12 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// Returns the version that objects are asked for and written in: `v1` where it is served.
+    /// Returns the version that objects are asked for and written in: `v1` where it is served. The Gateway API is installed
+    /// apart from Weft, in releases of which not all serve that: there it is the first one.
     pub fn preferred_version(&self) -> &'static str {
+        if self.group == "gateway.networking.k8s.io" {
+            return self.versions[0];
+        }
         self.versions.iter().copied().find(|version| *version == "v1").unwrap_or(self.versions[0])
     }
 }

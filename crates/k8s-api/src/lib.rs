@@ -29,6 +29,7 @@ pub mod object;
 pub mod peer_authentication;
 pub mod pod;
 pub mod proxy_config;
+pub mod reference_grant;
 pub mod request_authentication;
 pub mod service_entry;
 pub mod sidecar;

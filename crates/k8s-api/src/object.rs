@@ -10,6 +10,7 @@ use crate::destination_rule::DestinationRule;
 use crate::gateway::Gateway;
 use crate::meta::ObjectMeta;
 use crate::peer_authentication::PeerAuthentication;
+use crate::reference_grant::ReferenceGrant;
 use crate::service_entry::ServiceEntry;
 use crate::sidecar::Sidecar;
 use crate::virtual_service::VirtualService;
@@ -32,6 +33,8 @@ pub enum Object {
     Sidecar(Box<Sidecar>),
     /// Istio's PeerAuthentication.
     PeerAuthentication(Box<PeerAuthentication>),
+    /// The Gateway API's ReferenceGrant.
+    ReferenceGrant(Box<ReferenceGrant>),
     /// Kubernetes' Service.
     Service(Box<Service>),
     /// Kubernetes' EndpointSlice.
@@ -96,6 +99,7 @@ macro_rules! for_each_kind {
             Object::WorkloadEntry($bound) => $body,
             Object::Sidecar($bound) => $body,
             Object::PeerAuthentication($bound) => $body,
+            Object::ReferenceGrant($bound) => $body,
             Object::Service($bound) => $body,
             Object::EndpointSlice($bound) => $body,
             Object::Pod($bound) => $body,
@@ -130,6 +134,7 @@ impl Object {
             Self::WorkloadEntry(object) => serde_json::to_string(object).ok(),
             Self::Sidecar(object) => serde_json::to_string(object).ok(),
             Self::PeerAuthentication(object) => serde_json::to_string(object).ok(),
+            Self::ReferenceGrant(object) => serde_json::to_string(object).ok(),
             _ => None,
         }
     }

@@ -18,6 +18,8 @@ pub struct Secret {
     pub ca: Option<Vec<u8>>,
     /// Revocation lists.
     pub crl: Option<Vec<u8>>,
+    /// Until when the certificate is good, in seconds since 1970.
+    pub not_after: Option<i64>,
 }
 
 // Written by hand: a private key must never reach a log.

@@ -21,8 +21,8 @@ use crate::service::{Endpoints, Registry, Resolution};
 use crate::virtual_service::{Destination, GatewayRef};
 use crate::{
     DestinationRule, ExportTo, Gateway, Hostname, Labels, MeshConfig, Namespace, ObjectKey,
-    PeerAuthentication, Secret, Service, ServiceKey, ServicePort, Sidecar, Str, VirtualService, Workload,
-    WorkloadId,
+    PeerAuthentication, ReferenceGrant, Secret, Service, ServiceKey, ServicePort, Sidecar, Str,
+    VirtualService, Workload, WorkloadId,
 };
 use imbl::OrdMap;
 use std::collections::BTreeSet;
@@ -58,6 +58,8 @@ pub enum Key {
     Sidecars(Namespace),
     /// The PeerAuthentications of a namespace.
     PeerAuthentications(Namespace),
+    /// The ReferenceGrants of a namespace.
+    ReferenceGrants(Namespace),
     /// The selectors of client labels in all VirtualServices.
     SourceSelectors,
     /// The names of the labels by which anything ranks endpoints.
@@ -194,6 +196,7 @@ pub struct MeshView {
     gateways: OrdMap<ObjectKey, Entry<Gateway, GatewayRow>>,
     sidecars: OrdMap<Namespace, OrdMap<ObjectKey, Arc<Sidecar>>>,
     peer_authentications: OrdMap<Namespace, OrdMap<ObjectKey, Arc<PeerAuthentication>>>,
+    reference_grants: OrdMap<Namespace, OrdMap<ObjectKey, Arc<ReferenceGrant>>>,
     source_selectors: OrdMap<Labels, usize>,
     failover_labels: OrdMap<Str, usize>,
     node_dependent: OrdMap<ServiceKey, ()>,
@@ -231,6 +234,11 @@ impl MeshView {
     /// Returns whether this PeerAuthentication is in use.
     pub fn has_peer_authentication(&self, key: &ObjectKey) -> bool {
         self.peer_authentications.get(&key.namespace).is_some_and(|policies| policies.contains_key(key))
+    }
+
+    /// Returns whether this ReferenceGrant is in use.
+    pub fn has_reference_grant(&self, key: &ObjectKey) -> bool {
+        self.reference_grants.get(&key.namespace).is_some_and(|grants| grants.contains_key(key))
     }
 
     /// Returns whether this secret is in use.

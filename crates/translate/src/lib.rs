@@ -10,10 +10,10 @@
 //!
 //! | kind | a rejection takes away |
 //! | --- | --- |
-//! | VirtualService, DestinationRule, Sidecar, PeerAuthentication, ServiceEntry, MeshConfig | the whole object: without one rule its traffic would fall to a later catch-all, without one policy it would lose its TLS. The index keeps the last good version |
+//! | VirtualService, DestinationRule, Sidecar, PeerAuthentication, ReferenceGrant, ServiceEntry, MeshConfig | the whole object: without one rule its traffic would fall to a later catch-all, without one policy it would lose its TLS. The index keeps the last good version |
 //! | Gateway | the server; without any good one, the whole object as above |
 //! | Service | the port |
-//! | Secret, ConfigMap | the part (certificate and key, authorities, revocation list) |
+//! | Secret, ConfigMap | the part (certificate and key, authorities, revocation list). The index keeps the last form of which nothing was rejected |
 //!
 //! A warning takes nothing away: it is about something that is accepted and has no effect, or not the one that its
 //! author may expect.
@@ -29,6 +29,7 @@ pub mod delegate;
 pub mod parse;
 
 mod context;
+mod credential;
 mod destination_rule;
 mod discovery;
 mod gateway;
@@ -38,6 +39,7 @@ mod mesh_config;
 mod overlap;
 mod peer_authentication;
 mod protocol;
+mod reference_grant;
 mod report;
 mod secret;
 mod server_tls;
@@ -56,8 +58,9 @@ pub use gateway::gateway;
 pub use mesh_config::{Mesh, mesh_config};
 pub use peer_authentication::peer_authentication;
 pub use protocol::port_protocol;
+pub use reference_grant::reference_grant;
 pub use report::Translated;
-pub use secret::{ca_secret_names, config_map, secret};
+pub use secret::{ca_secret_names, config_map, is_optional, secret};
 pub use service::{service, traffic_distribution};
 pub use service_entry::{is_auto_allocated, service_entry};
 pub use sidecar::sidecar;

@@ -1,9 +1,10 @@
 //! Certificates in Secrets, and authorities in ConfigMaps.
 
+use crate::credential::{self, Mistake};
 use crate::parse::base64;
 use crate::report::{At, Report, Translated, object_key};
 use k8s_api::core as api;
-use model::{Kind, Secret};
+use model::{Kind, Rejection, Secret};
 
 /// The suffix of the name of a Secret that holds the authorities apart from the certificate.
 const CA_SUFFIX: &str = "-cacert";
@@ -12,7 +13,7 @@ const CA_SUFFIX: &str = "-cacert";
 const OCSP_STAPLE: &str = "tls.ocsp-staple";
 
 /// Translates a Secret: certificate and key (`tls.crt` and `tls.key`, or `cert` and `key`), authorities (`ca.crt` or
-/// `cacert`), revocation list (`ca.crl` or `crl`) and OCSP response (`tls.ocsp-staple`). Whether the key belongs to the certificate is not checked.
+/// `cacert`), revocation list (`ca.crl` or `crl`) and OCSP response (`tls.ocsp-staple`).
 ///
 /// A Secret with none of it is refused, which concerns nobody unless something refers to it.
 pub fn secret(object: &api::Secret) -> Translated<Secret> {
@@ -20,13 +21,21 @@ pub fn secret(object: &api::Secret) -> Translated<Secret> {
     translate(key, &|name| object.value(name))
 }
 
-/// Translates a ConfigMap that holds authorities.
+/// Translates a ConfigMap that holds authorities. One that does not is nobody's business: nothing is said about it.
 pub fn config_map(object: &api::ConfigMap) -> Translated<Secret> {
     let key = object_key(Kind::ConfigMap, &object.metadata);
+    if !["ca.crt", "cacert"].iter().any(|name| object.data.contains_key(*name)) {
+        return Report::new(key).with(None);
+    }
     translate(key, &|name| match name {
         "ca.crt" | "cacert" | "ca.crl" | "crl" => object.data.get(name).map(String::as_bytes),
         _ => None,
     })
+}
+
+/// Returns whether what is rejected is a part of a Secret that it can do without.
+pub fn is_optional(rejection: &Rejection) -> bool {
+    rejection.field.ends_with("[tls.ocsp-staple]")
 }
 
 /// Returns the names of the Secrets that hold the authorities of a credential, in order of preference: `name-cacert`
@@ -52,13 +61,19 @@ fn translate<'a>(key: model::ObjectKey, value: &dyn Fn(&str) -> Option<&'a [u8]>
         let at = at.key(name);
         is_pem(&at, bytes, label).then(|| bytes.to_vec())
     };
-    let (certificate_chain, private_key) = match pair {
-        Some((cert, key)) => match (checked(Some(cert), "CERTIFICATE"), checked(Some(key), "PRIVATE KEY")) {
-            (Some(cert), Some(key)) => (cert, key),
-            _ => Default::default(),
-        },
-        None => Default::default(),
-    };
+    let pems = pair.and_then(|(cert, key)| {
+        let pems = (checked(Some(cert), "CERTIFICATE"), checked(Some(key), "PRIVATE KEY"));
+        let (chain, private_key) = pems.0.zip(pems.1)?;
+        match credential::check(&chain, &private_key) {
+            Ok(not_after) => return Some((chain, private_key, not_after)),
+            Err(Mistake::Certificate(reason)) => at.key(cert.0).reject(reason),
+            Err(Mistake::Key(reason)) => at.key(key.0).reject(reason),
+        }
+        None
+    });
+    let not_after = pems.as_ref().map(|(_, _, not_after)| *not_after);
+    let (certificate_chain, private_key) =
+        pems.map(|(chain, private_key, _)| (chain, private_key)).unwrap_or_default();
     let ca_bytes = checked(ca, "CERTIFICATE");
     if pair.is_none() && ca.is_none() {
         at.reject("holds no certificate: needs tls.crt and tls.key, cert and key, or ca.crt or cacert, and none empty");
@@ -69,7 +84,7 @@ fn translate<'a>(key: model::ObjectKey, value: &dyn Fn(&str) -> Option<&'a [u8]>
         at.check(ocsp_response(bytes)).map(|()| bytes.to_vec())
     });
     let crl = checked(crl, "X509 CRL");
-    let value = Secret { key, certificate_chain, private_key, ocsp_staple, ca: ca_bytes, crl };
+    let value = Secret { key, certificate_chain, private_key, ocsp_staple, ca: ca_bytes, crl, not_after };
     report.with(is_usable.then_some(value))
 }
 

@@ -19,6 +19,9 @@ pub(crate) enum Permissions {
     Everybody,
     /// Those whose service account may list the Secrets of its namespace, as in Istio.
     Ask(Client, Arc<Mutex<HashMap<Account, watch::Sender<bool>>>>),
+    /// What a test says.
+    #[cfg(test)]
+    Known(Arc<HashMap<Account, watch::Sender<bool>>>),
 }
 
 /// Namespace and name.
@@ -33,8 +36,13 @@ impl Permissions {
     /// Returns whether a service account may have them: nothing, if anybody may. Until there is an answer it may not; while there is none, the
     /// last one holds. All streams of one account share the question.
     pub(crate) fn of(&self, id: &SpiffeId) -> Option<watch::Receiver<bool>> {
-        let Self::Ask(client, known) = self else { return None };
         let account = (id.namespace().as_str().to_owned(), id.service_account().to_owned());
+        let (client, known) = match self {
+            Self::Everybody => return None,
+            Self::Ask(client, known) => (client, known),
+            #[cfg(test)]
+            Self::Known(known) => return Some(known[&account].subscribe()),
+        };
         let mut asked = known.lock();
         if let Some(sender) = asked.get(&account) {
             return Some(sender.subscribe());

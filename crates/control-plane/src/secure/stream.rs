@@ -315,10 +315,15 @@ async fn changed<T>(receiver: Option<&mut watch::Receiver<T>>) -> bool {
     }
 }
 
-/// Returns a snapshot without secrets.
+/// Returns a snapshot without secrets. Whom to trust is none.
 pub(crate) fn without_secrets(snapshot: &Arc<Snapshot>) -> Arc<Snapshot> {
-    if snapshot.secrets.is_empty() {
+    if snapshot.secrets.keys().all(|name| compile::secret::is_public(name)) {
         return snapshot.clone();
     }
-    Arc::new(Snapshot { secrets: ResourceSet::new(), ..Snapshot::clone(snapshot) })
+    let public = snapshot.secrets.iter().filter(|(name, _)| compile::secret::is_public(name));
+    let secrets: ResourceSet = public.map(|(name, secret)| (name.clone(), secret.clone())).collect();
+    Arc::new(Snapshot { secrets, ..Snapshot::clone(snapshot) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,8 @@ const OTHERS: &[&str] = &[
     "/apis/networking.istio.io/v1/workloadentries",
     "/apis/networking.istio.io/v1/sidecars",
     "/apis/security.istio.io/v1/peerauthentications",
+    "/apis/gateway.networking.k8s.io/v1beta1/referencegrants",
+    "/api/v1/configmaps",
 ];
 /// Smaller than what clients ask for, so that lists have pages.
 const PAGE: usize = 2;

@@ -19,6 +19,7 @@ use crate::gateway::Gateway;
 use crate::object::{Object, ObjectKey};
 use crate::peer_authentication::PeerAuthentication;
 use crate::proxy_config::ProxyConfig;
+use crate::reference_grant::ReferenceGrant;
 use crate::request_authentication::RequestAuthentication;
 use crate::service_entry::ServiceEntry;
 use crate::sidecar::Sidecar;
@@ -145,6 +146,9 @@ impl Header {
             ("networking.istio.io", "Sidecar") => self.istio::<Sidecar>(tree, origin, Object::Sidecar),
             ("security.istio.io", "PeerAuthentication") => {
                 self.istio::<PeerAuthentication>(tree, origin, Object::PeerAuthentication)
+            }
+            ("gateway.networking.k8s.io", "ReferenceGrant") => {
+                self.istio::<ReferenceGrant>(tree, origin, Object::ReferenceGrant)
             }
             ("security.istio.io", "AuthorizationPolicy") => {
                 self.unread::<AuthorizationPolicy>(tree, origin).map(Document::unenforced)

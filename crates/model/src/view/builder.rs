@@ -4,7 +4,7 @@ use super::{ChangeSet, DestinationRuleRow, Entry, GatewayRow, Key, MeshView, Ser
 use crate::service::{Address, Endpoints, Registry};
 use crate::{
     DestinationRule, Endpoint, Gateway, Kind, Labels, MeshConfig, Namespace, ObjectKey, PeerAuthentication,
-    Secret, Service, ServiceKey, Sidecar, Str, VirtualService, Workload, WorkloadId,
+    ReferenceGrant, Secret, Service, ServiceKey, Sidecar, Str, VirtualService, Workload, WorkloadId,
 };
 use imbl::OrdMap;
 use std::collections::BTreeSet;
@@ -317,6 +317,23 @@ impl MeshViewBuilder {
         }
     }
 
+    /// Adds or replaces a ReferenceGrant.
+    pub fn set_reference_grant(&mut self, grant: ReferenceGrant) {
+        let key = grant.key.clone();
+        let grants = self.view.reference_grants.entry(key.namespace.clone()).or_default();
+        if grants.get(&key).is_none_or(|old| **old != grant) {
+            grants.insert(key.clone(), Arc::new(grant));
+            self.changed(Key::ReferenceGrants(key.namespace));
+        }
+    }
+
+    /// Removes a ReferenceGrant.
+    pub fn remove_reference_grant(&mut self, key: &ObjectKey) {
+        if remove_nested(&mut self.view.reference_grants, &key.namespace, key) {
+            self.changed(Key::ReferenceGrants(key.namespace.clone()));
+        }
+    }
+
     /// Adds or replaces a workload.
     pub fn set_workload(&mut self, workload: impl Into<Arc<Workload>>) {
         let workload = workload.into();
@@ -359,7 +376,8 @@ impl MeshViewBuilder {
             Kind::Gateway => self.remove_gateway(key),
             Kind::Sidecar => self.remove_sidecar(key),
             Kind::PeerAuthentication => self.remove_peer_authentication(key),
-            Kind::Secret => self.remove_secret(key),
+            Kind::ReferenceGrant => self.remove_reference_grant(key),
+            Kind::Secret | Kind::ConfigMap => self.remove_secret(key),
             _ => {}
         }
     }

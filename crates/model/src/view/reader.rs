@@ -3,7 +3,8 @@
 use super::{DestinationRuleRow, GatewayRow, Key, MeshView, ServiceRow, VirtualServiceRow};
 use crate::{
     DestinationRule, Endpoint, Gateway, Hostname, Kind, Labels, MeshConfig, Namespace, ObjectKey,
-    PeerAuthentication, Secret, Service, ServiceKey, Sidecar, Str, VirtualService, Workload, WorkloadId,
+    PeerAuthentication, ReferenceGrant, Secret, Service, ServiceKey, Sidecar, Str, VirtualService, Workload,
+    WorkloadId,
 };
 use imbl::OrdMap;
 use std::cell::RefCell;
@@ -177,6 +178,15 @@ impl<'a> Mesh<'a> {
     ) -> impl Iterator<Item = &'a Arc<PeerAuthentication>> + use<'a> {
         self.record(Key::PeerAuthentications(namespace.clone()));
         self.view.peer_authentications.get(namespace).into_iter().flat_map(OrdMap::values)
+    }
+
+    /// Returns the ReferenceGrants of `namespace`, by name.
+    pub fn reference_grants(
+        &self,
+        namespace: &Namespace,
+    ) -> impl Iterator<Item = &'a Arc<ReferenceGrant>> + use<'a> {
+        self.record(Key::ReferenceGrants(namespace.clone()));
+        self.view.reference_grants.get(namespace).into_iter().flat_map(OrdMap::values)
     }
 
     /// Returns the distinct selectors of client labels in all VirtualServices.

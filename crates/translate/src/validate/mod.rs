@@ -72,6 +72,7 @@ fn judge(context: &Context, document: &Document, manifest: &str) -> Verdict {
         Object::WorkloadEntry(object) => verdict.add(crate::workload_entry(object)),
         Object::Sidecar(object) => verdict.add(crate::sidecar(context, object)),
         Object::PeerAuthentication(object) => verdict.add(crate::peer_authentication(context, object)),
+        Object::ReferenceGrant(object) => verdict.add(crate::reference_grant(object)),
         Object::Other(_) => unread(&document.kind, manifest, &mut verdict),
         _ => {}
     }
