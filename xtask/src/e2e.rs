@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 
 use toolbox::Tool;
 
-use crate::{Ended, tidy, tools, workspace};
+use crate::{Ended, system, tidy, tools, workspace};
 
 /// What the program takes; its own `--help` explains it.
 #[derive(clap::Args)]
@@ -69,13 +69,18 @@ pub(crate) struct TestArgs {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Test {
     Identity,
+    Capture,
+    Workloads,
 }
 
 /// Installs what the tests need, and runs one of them: as `cargo xtask test` does, but with all that it says.
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     tools::install(&Tool::ALL)?;
+    system::install()?;
     let program = match args.test {
         Test::Identity => "mutual_tls",
+        Test::Capture => "capture",
+        Test::Workloads => "workloads",
     };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut test = Command::new(cargo);

@@ -9,6 +9,7 @@ mod conformance;
 mod deny;
 mod e2e;
 mod process;
+mod system;
 mod test;
 mod tidy;
 mod tools;
@@ -35,7 +36,8 @@ enum Command {
     /// Make random edits while requests flow, and count those that fail (`--edits N --seed S`)
     Hitless(e2e::Args),
     /// Run one end-to-end test and show what it says (`identity`: mutual TLS with agents, real Envoys and an API server, while
-    /// certificates and the root are replaced)
+    /// certificates and the root are replaced; `workloads`: the same in network namespaces whose traffic is captured;
+    /// `capture`: what is captured)
     E2e(e2e::TestArgs),
     /// Measure what things cost, on release builds (`push`: simulated proxies against weftd)
     Bench(bench::Args),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use toolbox::Tool;
 
-use crate::{AlreadyReported, tools};
+use crate::{AlreadyReported, system, tools};
 
 mod cargo;
 mod outcome;
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn all(args: &Args, report: &mut Report) -> anyhow::Result<()> {
-    report.timed("tools", || tools::install(&Tool::ALL))?;
+    report.timed("tools", || tools::install(&Tool::ALL).and_then(|()| system::install()))?;
     let programs = report.timed("build", cargo::build)?;
 
     let wanted = |name: &str| args.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));

@@ -18,6 +18,7 @@ pub mod http;
 pub mod isolation;
 pub mod kubernetes;
 pub mod loopback;
+pub mod netns;
 pub mod pki;
 pub mod process;
 pub mod sds;

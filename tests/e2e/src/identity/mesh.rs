@@ -117,6 +117,9 @@ impl Mesh {
                 token: token.trim(),
                 roots: &roots,
                 weftd: secure,
+                network: None,
+                variables: &[],
+                files: &[],
             })
         };
         let (client, server) = (start("client")?, start("server")?);

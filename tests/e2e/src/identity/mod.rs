@@ -11,6 +11,8 @@
 
 mod agent;
 mod mesh;
+mod pods;
 
-pub use agent::Agent;
+pub use agent::{Agent, Identity, for_everybody};
 pub use mesh::{BYTES_PORT, HTTP_PORT, IMPOSTOR_PORT, Mesh};
+pub use pods::{Cluster, InPod, Workload};
