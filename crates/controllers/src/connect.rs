@@ -13,8 +13,10 @@ use std::time::Duration;
 pub struct Config {
     /// The kubeconfig. Without one, it is looked for as kubectl does it, and then where a pod has its credentials.
     pub kubeconfig: Option<PathBuf>,
-    /// The namespace of the control plane, where the ConfigMap `istio` is.
+    /// The namespace of the control plane, where its ConfigMaps are.
     pub namespace: String,
+    /// The name of the ConfigMap with the mesh configuration, such as `istio`.
+    pub mesh_config_map: String,
     /// The mesh configuration that the ConfigMap is merged over, as an object of MeshConfig's fields; `null` for none.
     pub base_mesh_config: serde_json::Value,
     /// The mesh configuration that was in use before a restart, for a ConfigMap that cannot be read.
@@ -27,6 +29,7 @@ impl Config {
         Self {
             kubeconfig,
             namespace: namespace.to_owned(),
+            mesh_config_map: String::new(),
             base_mesh_config: serde_json::Value::Null,
             last_good_mesh_config: None,
         }
@@ -169,6 +172,7 @@ mod tests {
         let config = Config {
             kubeconfig: Some(file.path().to_owned()),
             namespace: "istio-system".to_owned(),
+            mesh_config_map: "istio".to_owned(),
             base_mesh_config: Value::Null,
             last_good_mesh_config: None,
         };

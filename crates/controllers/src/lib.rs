@@ -14,6 +14,7 @@
 //! - [`run`]: the sources, until nobody listens any more.
 //! - [`token_keys`], [`review_token`], [`read_secret`] and others: single questions, and [`ServiceAccounts`].
 //! - [`follow_config_map`], [`ProxyConfigs`]: what injection asks for and no mesh does.
+//! - [`Writers`]: the only ones who write without being asked, one replica at a time.
 //! - `source`: one source; lists, watches, errors, and kinds that are not there.
 //! - `objects`, `mesh_settings`: what a source makes of what it sees, without I/O.
 
@@ -32,6 +33,7 @@ mod source;
 mod state;
 mod tap;
 mod trouble;
+mod write;
 
 pub use access::{
     AccessError, ReadSecret, SecretData, TokenKeys, TokenReview, change_secret, create_secret,
@@ -44,3 +46,4 @@ pub use kube::Client;
 pub use proxy_configs::ProxyConfigs;
 pub use run::{RunError, SOURCES, run};
 pub use state::{SourceError, SourceState, States};
+pub use write::{Bundles, RootCertificates, WriteState, WriteStates, Writers};

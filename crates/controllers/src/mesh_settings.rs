@@ -10,8 +10,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The name of the ConfigMap.
-pub(crate) const CONFIG_MAP: &str = "istio";
 /// The key in it.
 const KEY: &str = "mesh";
 /// A key next to it that is not read.
@@ -19,6 +17,8 @@ const NETWORKS_KEY: &str = "meshNetworks";
 
 /// Follows the ConfigMap of the mesh.
 pub(crate) struct MeshSettings {
+    /// The name of the ConfigMap.
+    name: String,
     base: Value,
     base_config: MeshConfig,
     /// What was in use before a restart.
@@ -33,9 +33,21 @@ impl MeshSettings {
     ///
     /// # Errors
     /// If a field of the base has the wrong type.
-    pub(crate) fn new(base: Value, last_good: Option<Arc<MeshConfig>>) -> Result<Self, serde_json::Error> {
+    pub(crate) fn new(
+        name: &str,
+        base: Value,
+        last_good: Option<Arc<MeshConfig>>,
+    ) -> Result<Self, serde_json::Error> {
         let base_config = MeshConfig::merge([&base])?;
-        Ok(Self { base, base_config, last_good, told: None, is_there: false, undecodable: BTreeMap::new() })
+        Ok(Self {
+            name: name.to_owned(),
+            base,
+            base_config,
+            last_good,
+            told: None,
+            is_there: false,
+            undecodable: BTreeMap::new(),
+        })
     }
 
     /// Returns the configuration that a ConfigMap makes, or nothing if it cannot be used.
@@ -99,6 +111,10 @@ impl MeshSettings {
         Some(Change::MeshConfig(Box::new(config)))
     }
 
+    fn is_ours(&self, object: &DeserializeGuard<ConfigMap>) -> bool {
+        kube::Resource::meta(object).name.as_ref() == Some(&self.name)
+    }
+
     fn tell_base(&mut self) -> Option<Change> {
         self.is_there = false;
         self.undecodable.clear();
@@ -110,7 +126,9 @@ impl Follower for MeshSettings {
     type Object = ConfigMap;
 
     fn replace(&mut self, objects: Vec<DeserializeGuard<ConfigMap>>) -> Option<Change> {
-        let Some(object) = objects.into_iter().find(is_ours) else { return self.tell_base() };
+        let Some(object) = objects.into_iter().find(|object| self.is_ours(object)) else {
+            return self.tell_base();
+        };
         let change = self.apply(object);
         if self.told.is_none() {
             // Nothing good is known: rather the last one or the base than no mesh at all.
@@ -121,7 +139,7 @@ impl Follower for MeshSettings {
     }
 
     fn apply(&mut self, object: DeserializeGuard<ConfigMap>) -> Option<Change> {
-        if !is_ours(&object) {
+        if !self.is_ours(&object) {
             return None;
         }
         self.is_there = true;
@@ -134,7 +152,7 @@ impl Follower for MeshSettings {
     }
 
     fn delete(&mut self, object: &DeserializeGuard<ConfigMap>) -> Option<Change> {
-        if !is_ours(object) {
+        if !self.is_ours(object) {
             return None;
         }
         tracing::warn!(object = label(object), "deleted; the mesh configuration is the base again");
@@ -148,10 +166,6 @@ impl Follower for MeshSettings {
     fn undecodable(&self) -> &BTreeMap<String, String> {
         &self.undecodable
     }
-}
-
-fn is_ours(object: &DeserializeGuard<ConfigMap>) -> bool {
-    kube::Resource::meta(object).name.as_deref() == Some(CONFIG_MAP)
 }
 
 fn label(object: &DeserializeGuard<ConfigMap>) -> String {

@@ -2,7 +2,7 @@
 
 use crate::connect::Config;
 use crate::kinds::{Absence, Kind};
-use crate::mesh_settings::{CONFIG_MAP, MeshSettings};
+use crate::mesh_settings::MeshSettings;
 use crate::objects::{Follower, Objects};
 use crate::outage::Outage;
 use crate::source::{Progress, Source, everywhere};
@@ -65,11 +65,12 @@ pub async fn run(
     sender: mpsc::Sender<Change>,
     states: watch::Sender<States>,
 ) -> Result<(), RunError> {
-    let mesh = MeshSettings::new(config.base_mesh_config, config.last_good_mesh_config);
+    let mesh =
+        MeshSettings::new(&config.mesh_config_map, config.base_mesh_config, config.last_good_mesh_config);
     let mesh = mesh.map_err(RunError::BaseMeshConfig)?;
     let outage = Outage::new(client.clone(), sender.clone());
     let mut sources = Sources { client, sender: sender.clone(), states, outage, tasks: JoinSet::new() };
-    sources.follow_mesh_config(mesh, &config.namespace);
+    sources.follow_mesh_config(mesh, &config.namespace, &config.mesh_config_map);
     sources.follow::<Service>();
     sources.follow::<EndpointSlice>();
     sources.follow::<Pod>();
@@ -121,10 +122,10 @@ impl Sources {
         });
     }
 
-    fn follow_mesh_config(&mut self, mesh: MeshSettings, namespace: &str) {
+    fn follow_mesh_config(&mut self, mesh: MeshSettings, namespace: &str, name: &str) {
         self.spawn(Source {
             api: Api::namespaced(self.client.clone(), namespace),
-            fields: Some(format!("metadata.name={CONFIG_MAP}")),
+            fields: Some(format!("metadata.name={name}")),
             labels: None,
             absence: Absence::Forbidden,
             follower: mesh,

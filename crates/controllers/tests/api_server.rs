@@ -75,6 +75,7 @@ impl Cluster {
         let config = Config {
             kubeconfig: Some(server.kubeconfig().to_owned()),
             namespace: "istio-system".to_owned(),
+            mesh_config_map: "istio".to_owned(),
             base_mesh_config: json!({ "trustDomain": "base" }),
             last_good_mesh_config: None,
         };

@@ -21,6 +21,7 @@ pub(crate) fn config(base: Value) -> Config {
     Config {
         kubeconfig: None,
         namespace: "istio-system".to_owned(),
+        mesh_config_map: "istio".to_owned(),
         base_mesh_config: base,
         last_good_mesh_config: None,
     }

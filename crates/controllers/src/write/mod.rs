@@ -1,0 +1,170 @@
+//! What weftd writes: the `caBundle` of its webhooks, and the roots that pods know it by. One process writes at a time.
+//!
+//! ```text
+//! election (pure) ◀─▶ lease ══ leads ══▶ keeper ◀─▶ agenda (pure): budget, failures, fights
+//!                                          │
+//! watch ─▶ Seen ─▶ webhooks, root_cert: what differs ─▶ server-side apply
+//! ```
+//!
+//! A write names the version of the object that it rests on, so that nobody overwrites what they have not seen.
+
+mod agenda;
+mod election;
+mod keeper;
+mod lease;
+mod root_cert;
+mod webhooks;
+
+use crate::kinds::Absence;
+use crate::source::everywhere;
+use crate::tap::{Selection, tap};
+use election::{Election, Pace};
+use k8s_api::admission::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use keeper::Keeper;
+use kube::Client;
+use lease::Lease;
+use root_cert::RootCerts;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use webhooks::{Configuration, Told, Webhooks};
+
+/// What the configurations of our webhooks have as `caBundle`, each; nothing while that is not known.
+pub type Bundles = Option<Arc<Vec<Vec<u8>>>>;
+
+/// The roots that pods are to know, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootCertificates {
+    /// The roots.
+    pub pem: Arc<str>,
+    /// The namespaces.
+    pub namespaces: Arc<BTreeSet<String>>,
+}
+
+/// How the writers are doing, by name.
+pub type WriteStates = BTreeMap<&'static str, WriteState>;
+
+/// How one is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteState {
+    /// What was written.
+    pub writes: u64,
+    /// What could not be.
+    pub failures: u64,
+    /// What somebody else had changed, and is to be corrected.
+    pub corrections: u64,
+    /// The last error, if nothing was written since.
+    pub last_error: Option<String>,
+}
+
+/// Who writes.
+#[derive(Clone)]
+pub struct Writers {
+    /// The API server. The client should be for this alone: a lease must not wait behind lists.
+    pub client: Client,
+    /// The namespace of the leases.
+    pub namespace: String,
+    /// The revision whose webhooks are meant.
+    pub revision: String,
+    /// What nobody else is called.
+    pub identity: String,
+    /// How they are doing.
+    pub states: watch::Sender<WriteStates>,
+}
+
+impl Writers {
+    /// Keeps the `caBundle` of the revision's webhooks equal to `bundle`, until `stop`. What they have is told in
+    /// `bundles`, whoever leads.
+    pub async fn webhooks(
+        &self,
+        bundle: watch::Receiver<Option<Arc<str>>>,
+        bundles: watch::Sender<Bundles>,
+        stop: CancellationToken,
+    ) {
+        let (sender, leads) = watch::channel(None);
+        let told = Told::new(2, bundles);
+        let work = async {
+            tokio::join!(
+                self.follow::<MutatingWebhookConfiguration>(&told, &bundle, &leads),
+                self.follow::<ValidatingWebhookConfiguration>(&told, &bundle, &leads),
+            )
+        };
+        let lease = self.lease(format!("weft-leader-{}", self.revision)).hold(sender, stop);
+        tokio::select! {
+            ((), ()) = work => {}
+            () = lease => {}
+        }
+    }
+
+    async fn follow<K: Configuration>(
+        &self,
+        told: &Told,
+        bundle: &watch::Receiver<Option<Arc<str>>>,
+        leads: &watch::Receiver<Option<tokio::time::Instant>>,
+    ) {
+        let (sender, seen) = mpsc::unbounded_channel();
+        let selection = Selection {
+            name: K::KIND,
+            fields: None,
+            labels: Some(format!("istio.io/rev={}", self.revision)),
+            absence: Absence::Forbidden,
+        };
+        let keeper = Keeper {
+            name: K::KIND,
+            client: self.client.clone(),
+            domain: Webhooks::<K>::new(told.clone()),
+            seen,
+            wanted: bundle.clone(),
+            leads: leads.clone(),
+            states: self.states.clone(),
+        };
+        let api = everywhere::<K>(&self.client);
+        tokio::join!(tap(self.client.clone(), api, selection, sender), keeper.keep());
+    }
+
+    /// Keeps the ConfigMap `istio-ca-root-cert` in every namespace that is named, until `stop`. All revisions of a
+    /// cluster take turns.
+    pub async fn root_certificates(
+        &self,
+        wanted: watch::Receiver<Option<RootCertificates>>,
+        stop: CancellationToken,
+    ) {
+        let (leading, leads) = watch::channel(None);
+        let (sender, seen) = mpsc::unbounded_channel();
+        let selection = Selection {
+            name: "RootCertificate",
+            fields: Some(format!("metadata.name={}", root_cert::NAME)),
+            labels: None,
+            absence: Absence::Forbidden,
+        };
+        let keeper = Keeper {
+            name: "RootCertificate",
+            client: self.client.clone(),
+            domain: RootCerts::default(),
+            seen,
+            wanted,
+            leads,
+            states: self.states.clone(),
+        };
+        let api = everywhere(&self.client);
+        let work = async {
+            tokio::join!(tap(self.client.clone(), api, selection, sender), keeper.keep());
+        };
+        let lease = self.lease("weft-leader".to_owned()).hold(leading, stop);
+        tokio::select! {
+            () = work => {}
+            () = lease => {}
+        }
+    }
+
+    fn lease(&self, name: String) -> Lease {
+        Lease {
+            client: self.client.clone(),
+            namespace: self.namespace.clone(),
+            name,
+            identity: self.identity.clone(),
+            election: Election::new(self.identity.clone(), Pace::STANDARD),
+        }
+    }
+}
