@@ -268,15 +268,24 @@ pub struct Kubectl {
 impl Kubectl {
     /// Runs it and returns what it prints; an error holds what it says.
     pub fn run(&self, arguments: &[&str]) -> Result<String, RigError> {
+        self.said(arguments).map(|(printed, _)| printed)
+    }
+
+    /// As [`Kubectl::run`], and also returns what it warns of, which API servers and webhooks tell it.
+    pub fn run_with_warnings(&self, arguments: &[&str]) -> Result<String, RigError> {
+        self.said(arguments).map(|(printed, errors)| printed + &errors)
+    }
+
+    fn said(&self, arguments: &[&str]) -> Result<(String, String), RigError> {
         let mut kubectl = Command::new(tools::kubectl()?);
         kubectl.arg("--cache-dir").arg(&self.cache);
         kubectl.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
         let output = kubectl.output().map_err(RigError::io("could not start kubectl"))?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.success() {
-            return Ok(printed);
+            return Ok((printed, errors));
         }
-        let errors = String::from_utf8_lossy(&output.stderr);
         Err(RigError::Command {
             command: format!("kubectl {}", arguments.join(" ")),
             output: printed + &errors,
