@@ -45,6 +45,8 @@ pub(crate) struct AdminState {
     pub(crate) doorkeepers: Option<Doorkeepers>,
     /// weftd's own namespace.
     pub(crate) namespace: String,
+    /// How writing to the cluster is going.
+    pub(crate) writes: watch::Receiver<controllers::WriteStates>,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -160,6 +162,28 @@ fn own_metrics(state: &AdminState) -> String {
     }
     for (name, help, value) in counters {
         let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} counter\n{name}_total {value}");
+    }
+    text += &write_metrics(&state.writes.borrow());
+    text
+}
+
+fn write_metrics(states: &controllers::WriteStates) -> String {
+    let mut text = String::new();
+    type Read = fn(&controllers::WriteState) -> u64;
+    let counters: [(&str, &str, Read); 3] = [
+        ("weft_writes", "Objects that were written to the cluster", |state| state.writes),
+        ("weft_write_failures", "Objects that could not be written", |state| state.failures),
+        (
+            "weft_write_corrections",
+            "Objects that somebody else had changed and that are written again",
+            |state| state.corrections,
+        ),
+    ];
+    for (name, help, read) in counters.into_iter().filter(|_| !states.is_empty()) {
+        let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} counter");
+        for (writer, state) in states {
+            let _ = writeln!(text, "{name}_total{{writer=\"{writer}\"}} {}", read(state));
+        }
     }
     text
 }

@@ -1,7 +1,7 @@
 //! Wiring, start and stop.
 
 use crate::admin::{self, AdminState};
-use crate::admission::{Admission, Ground};
+use crate::admission::{self, Admission, Ground, Writing};
 use crate::args::{Args, LogArgs, LogFormat};
 use crate::mesh_file;
 use crate::secure::Secure;
@@ -126,17 +126,25 @@ async fn serve(args: Args) -> Result<()> {
     let secret_metrics = xds::Metrics::register(registry.sub_registry_with_prefix("weft_sds"));
     let connection_metrics = serve::Metrics::register(&mut registry);
     let mut secure = Secure::prepare(&args, &mut registry, state.clone()).await?;
-    let mut admission = None;
+    let (write_states, writes) = watch::channel(controllers::WriteStates::new());
+    let (mut admission, mut writing) = (None, None);
     if let Some(secure) = &mut secure {
-        let presenting = secure.present(watch::channel(None).1);
+        let (bundles, seen) = watch::channel(None);
+        let presenting = secure.present(seen);
         let ground = Ground {
-            facts,
+            facts: facts.clone(),
             mesh: accepted,
             state: state.clone(),
-            certificates: presenting.certificates,
+            certificates: presenting.certificates.clone(),
             client: connect(&args).await?,
         };
-        admission = Some(Admission::prepare(&args, ground, &mut registry, &mut tasks).await?);
+        let port = Admission::prepare(&args, ground, &mut registry, &mut tasks).await?;
+        if !args.admission.write.is_empty() {
+            let client = connect(&args).await?.context("without a cluster there is nothing to --write to")?;
+            let settings = port.settings();
+            writing = Some(Writing { client, presenting, bundles, facts, settings, states: write_states });
+        }
+        admission = Some(port);
     }
     let source = EngineSource {
         secrets: secure.as_ref().map(Secure::secrets),
@@ -158,6 +166,7 @@ async fn serve(args: Args) -> Result<()> {
         rotation: secure.as_ref().map(Secure::progress),
         doorkeepers: secure.as_ref().map(Secure::doorkeepers),
         namespace: args.source.namespace.clone(),
+        writes,
         stopping: stopping.clone(),
     };
     tasks.spawn(admin::serve_health(http, admin.clone()));
@@ -171,6 +180,9 @@ async fn serve(args: Args) -> Result<()> {
     let mut secret_server = None;
     if let Some(admission) = admission {
         secured.spawn(admission.serve(stopping.clone()));
+    }
+    if let Some(writing) = writing {
+        secured.spawn(admission::write(args.clone(), writing, stopping.clone()));
     }
     if let Some(secure) = secure {
         let source = SecretSource { secrets: secure.secrets(), domain: args.mesh.domain.clone() };

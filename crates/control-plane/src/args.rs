@@ -161,6 +161,22 @@ pub struct AdmissionArgs {
     /// Whether proxies are native sidecars: auto means where every kubelet is new enough
     #[arg(long, value_name = "WHEN", env = "ENABLE_NATIVE_SIDECARS", default_value = "auto", value_parser = native)]
     pub native_sidecars: inject::NativeSidecars,
+    /// What weftd writes to the cluster, one replica at a time. By default nothing: so a weftd that only looks at a
+    /// cluster changes nothing there. charts/weft sets both
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+    pub write: Vec<Writes>,
+    /// The name of weftd's pod, by which it is known as the holder of a lease
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub pod_name: Option<String>,
+}
+
+/// What weftd may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Writes {
+    /// The `caBundle` of webhooks' configurations that are labelled with its revision
+    Webhooks,
+    /// The ConfigMap `istio-ca-root-cert` in every namespace of the mesh
+    RootCertificates,
 }
 
 /// Logs.

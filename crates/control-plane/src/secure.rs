@@ -18,7 +18,6 @@ mod rotation;
 mod store;
 mod stream;
 
-pub(crate) use presenter::Bundles;
 pub(crate) use stream::{SecretObserver, Secrets, Served, without_secrets};
 
 use crate::admin::Doorkeepers;
@@ -64,6 +63,10 @@ enum World {
 pub(crate) struct Presenting {
     /// Its certificate; nothing until there is an authority.
     pub(crate) certificates: watch::Receiver<Option<Arc<rustls::ServerConfig>>>,
+    /// The roots that it comes from, as PEM, for the webhooks' configurations.
+    pub(crate) bundle: watch::Receiver<Option<Arc<str>>>,
+    /// The roots of the mesh, as PEM, for pods.
+    pub(crate) roots: watch::Receiver<Option<Arc<str>>>,
 }
 
 /// A secure port that is not served yet.
@@ -166,9 +169,10 @@ impl Secure {
     }
 
     /// Keeps a certificate for the webhooks' port. `bundles` is what their configurations have.
-    pub(crate) fn present(&mut self, bundles: watch::Receiver<Bundles>) -> Presenting {
+    pub(crate) fn present(&mut self, bundles: watch::Receiver<controllers::Bundles>) -> Presenting {
         let (tls, certificates) = watch::channel(None);
-        let (wanted, _) = watch::channel(None);
+        let (wanted, bundle) = watch::channel(None);
+        let (published, roots) = watch::channel(None);
         let presenter = Presenter {
             held: self.holder.subscribe(),
             names: self.names.clone(),
@@ -176,10 +180,11 @@ impl Secure {
             pace: Pace::STANDARD,
             bundles,
             wanted,
+            roots: published,
             tls,
         };
         self.tasks.spawn(presenter.keep());
-        Presenting { certificates }
+        Presenting { certificates, bundle, roots }
     }
 
     /// Serves `routes` and the certificate service until `stopping`, as soon as there is an authority.

@@ -51,6 +51,7 @@ impl Sources {
             let config = controllers::Config {
                 kubeconfig: args.source.kubeconfig.clone(),
                 namespace: args.source.namespace.clone(),
+                mesh_config_map: revisioned("istio", &args.mesh.revision),
                 base_mesh_config: base.map_or_else(|| json!({}), |(values, _)| values),
                 last_good_mesh_config: saved.mesh.clone(),
             };
@@ -136,6 +137,11 @@ impl Sources {
             }
         }
     }
+}
+
+/// Returns what an object is called that there is once for a revision: as in Istio.
+pub(crate) fn revisioned(name: &str, revision: &str) -> String {
+    if revision == "default" { name.to_owned() } else { format!("{name}-{revision}") }
 }
 
 fn age(at: SystemTime) -> Duration {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Namespaces whose pods must start before, or without, a mesh.
-pub(crate) const SYSTEM_NAMESPACES: [&str; 4] =
+pub const SYSTEM_NAMESPACES: [&str; 4] =
     ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
 
 const INJECT: &str = "sidecar.istio.io/inject";

@@ -34,7 +34,7 @@ mod template;
 mod values;
 mod workload;
 
-pub use decision::{Decision, Namespace, SkipReason, Webhook, decide, decide_pod};
+pub use decision::{Decision, Namespace, SYSTEM_NAMESPACES, SkipReason, Webhook, decide, decide_pod};
 pub use diff::diff;
 pub use error::InjectError;
 pub use native::{NativeSidecars, supported as native_sidecars_supported};

@@ -50,6 +50,7 @@ fn state(doorkeepers: bool) -> AdminState {
         rotation: None,
         doorkeepers: doorkeepers.then(|| watch::channel(vec![Arc::new(Names) as Arc<dyn Authenticator>]).1),
         namespace: "istio-system".to_owned(),
+        writes: watch::channel(Default::default()).1,
         stopping: CancellationToken::new(),
     }
 }

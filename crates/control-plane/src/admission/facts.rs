@@ -81,6 +81,11 @@ impl Facts {
         }
     }
 
+    /// Returns the namespaces by name.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = (&String, &NamespaceFacts)> {
+        self.namespaces.iter().map(|(name, facts)| (name, facts.as_ref()))
+    }
+
     /// Returns a namespace, if it is known.
     pub(crate) fn namespace(&self, name: &str) -> Option<&NamespaceFacts> {
         self.namespaces.get(name).map(AsRef::as_ref)

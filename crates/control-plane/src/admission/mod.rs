@@ -4,15 +4,20 @@
 //! writer ══ Facts ════════════════════╗
 //! ConfigMap, mesh configuration ─▶ settings ══ Current ══▶ Known ─▶ webhook::router ─▶ webhook::serve
 //! ProxyConfigs ───────────────────────╝                                                    ▲
+//! Held ─▶ presenter ══ roots ══▶ writers ─▶ caBundle, istio-ca-root-cert
 //! secure ══ a certificate of weftd's own authority ════════════════════════════════════════╝
 //! ```
 
 mod facts;
 mod settings;
+mod writers;
 
 pub(crate) use facts::Facts;
+pub(crate) use settings::Current;
+pub(crate) use writers::{Writing, write};
 
 use crate::args::Args;
+use crate::sources::revisioned;
 use crate::writer::WriterState;
 use anyhow::{Context as _, Result, bail};
 use axum::Router;
@@ -22,7 +27,7 @@ use k8s_api::mesh_config::MeshConfig;
 use prometheus_client::registry::Registry;
 use rustls::ServerConfig;
 use serde_json::Value;
-use settings::{Current, Fixed};
+use settings::Fixed;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,7 +144,8 @@ impl Admission {
         let (data_sender, data) = watch::channel(None);
         if let Some(client) = ground.client {
             tasks.spawn(forever(proxy_configs.clone().follow(client.clone())));
-            let (namespace, name) = (args.source.namespace.clone(), config_map(&args.mesh.revision));
+            let (namespace, name) =
+                (args.source.namespace.clone(), revisioned("istio-sidecar-injector", &args.mesh.revision));
             tasks.spawn(forever(async move {
                 controllers::follow_config_map(client, &namespace, &name, data_sender).await;
             }));
@@ -183,6 +189,11 @@ impl Admission {
         Self { listener, known, state, certificates, metrics, grace: Duration::ZERO }
     }
 
+    /// Returns the settings that are in use.
+    pub(crate) fn settings(&self) -> watch::Receiver<Option<Current>> {
+        self.known.settings.clone()
+    }
+
     /// Serves until a while after `stopping`, as soon as everything is known that answers rest on.
     pub(crate) async fn serve(self, stopping: CancellationToken) -> Result<()> {
         let Self { listener, known, mut state, mut certificates, metrics, grace } = self;
@@ -221,14 +232,6 @@ impl Unsettled {
         let tls = certificates.wait_for(Option::is_some).await.context("the certificates are gone")?.clone();
         let tls = tls.context("there is a certificate: waited for above")?;
         Ok((Known { facts, current, settings, proxy_configs, allows_unenforced }, tls))
-    }
-}
-
-/// Returns the name of the ConfigMap with the chart's values: Istio's.
-fn config_map(revision: &str) -> String {
-    match revision {
-        "default" => "istio-sidecar-injector".to_owned(),
-        revision => format!("istio-sidecar-injector-{revision}"),
     }
 }
 

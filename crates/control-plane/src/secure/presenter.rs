@@ -6,6 +6,7 @@
 
 use super::authority::Held;
 use ca::{CaCertificate, Fingerprint, TrustBundle};
+use controllers::Bundles;
 use identity::{Clock, Identity, TlsError};
 use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
@@ -38,9 +39,6 @@ impl Pace {
     };
 }
 
-/// The bundles that webhooks' configurations have, as PEM; nothing if nobody looks at them.
-pub(crate) type Bundles = Option<Arc<Vec<Vec<u8>>>>;
-
 /// Keeps a certificate.
 pub(super) struct Presenter {
     pub(super) held: watch::Receiver<Option<Held>>,
@@ -51,6 +49,8 @@ pub(super) struct Presenter {
     pub(super) bundles: watch::Receiver<Bundles>,
     /// What they should have.
     pub(super) wanted: watch::Sender<Option<Arc<str>>>,
+    /// The roots of now.
+    pub(super) roots: watch::Sender<Option<Arc<str>>>,
     /// What is presented.
     pub(super) tls: watch::Sender<Option<Arc<ServerConfig>>>,
 }
@@ -91,7 +91,8 @@ impl Presenter {
                         }
                     }
                 }
-                self.publish(&presented.wanted());
+                publish(&self.wanted, &presented.wanted());
+                publish(&self.roots, &presented.bundle);
                 pause = presented.pause((self.clock)(), &self.pace, now);
             }
             tokio::select! {
@@ -122,15 +123,15 @@ impl Presenter {
         (presented.lacking_since, presented.complete_since) = (None, None);
         Ok(())
     }
+}
 
-    fn publish(&self, wanted: &TrustBundle) {
-        let pem: Arc<str> = wanted.to_pem().into();
-        self.wanted.send_if_modified(|known| {
-            let is_news = known.as_ref() != Some(&pem);
-            *known = Some(pem);
-            is_news
-        });
-    }
+fn publish(sender: &watch::Sender<Option<Arc<str>>>, bundle: &TrustBundle) {
+    let pem: Arc<str> = bundle.to_pem().into();
+    sender.send_if_modified(|known| {
+        let is_news = known.as_ref() != Some(&pem);
+        *known = Some(pem);
+        is_news
+    });
 }
 
 fn root_of(held: &Held) -> Option<Arc<CaCertificate>> {

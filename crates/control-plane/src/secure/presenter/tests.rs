@@ -56,6 +56,7 @@ impl Rig {
             pace,
             bundles: known,
             wanted: sender,
+            roots: watch::channel(None).0,
             tls: certificates,
         };
         Self { held, bundles, wanted, tls, task: tokio::spawn(presenter.keep()) }
