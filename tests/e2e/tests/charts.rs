@@ -1,9 +1,16 @@
 //! The Helm charts, linted and installed into a real API server.
 
+use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use e2e::repository;
+use anyhow::{Result, ensure};
+use e2e::network::Network;
+use e2e::weftd::Weftd;
+use e2e::{PATIENCE, eventually, repository};
+use serde_json::{Value, json};
+use testkit::rig::process::Scratch;
 use testkit::rig::{ApiServer, Etcd};
 use testkit::tools;
 
@@ -42,6 +49,207 @@ fn values_that_the_chart_of_definitions_does_not_know_are_refused() {
     let missing =
         helm(&["template", "x", chart, "--set", "excludedCRDs={gateway.networking.istio.io}"]).unwrap_err();
     assert!(missing.contains("there is no definition \"gateway.networking.istio.io\""), "{missing}");
+}
+
+#[test]
+fn the_chart_is_linted_and_rendered_in_all_profiles_and_says_what_it_does_not_know() {
+    let chart = repository().join("charts/weft");
+    let chart = chart.to_str().unwrap();
+    helm(&["lint", "--strict", chart]).unwrap();
+    let render = |more: &[&str]| helm(&[&["template", "weft", chart, "-n", "istio-system"], more].concat());
+    let all = ["--set", "networkPolicy.enabled=true,serviceMonitor.enabled=true,prometheusRule.enabled=true"];
+    for (profile, scaled, disruptions) in [("demo", 0, 0), ("default", 1, 1), ("ha", 1, 1)] {
+        let text = render(&[&all[..], &["--set", &format!("profile={profile}")]].concat()).unwrap();
+        let count = |kind: &str| text.lines().filter(|line| *line == format!("kind: {kind}")).count();
+        assert_eq!(count("HorizontalPodAutoscaler"), scaled, "{profile}");
+        assert_eq!(count("PodDisruptionBudget"), disruptions, "{profile}");
+        for kind in ["Deployment", "Service", "NetworkPolicy", "ServiceMonitor", "PrometheusRule"] {
+            assert_eq!(count(kind), 1, "{profile}: {kind}");
+        }
+        assert_eq!(text.contains("system-cluster-critical"), profile == "ha");
+    }
+    let digest = format!("image.registry=r.example,image.tag=x,image.digest=sha256:{}", "a".repeat(64));
+    let text = render(&["--set", &digest]).unwrap();
+    assert!(text.contains(&format!("image: \"r.example/weft/weftd@sha256:{}\"", "a".repeat(64))), "{text}");
+    // The mesh configuration is passed on as it is.
+    let text =
+        render(&["--set", "meshConfig.defaultConfig.concurrency=3,meshConfig.trustDomain=corp"]).unwrap();
+    for line in [
+        "      concurrency: 3",
+        "      discoveryAddress: istiod.istio-system.svc:15012",
+        "    trustDomain: corp",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line:?} is not in {text}");
+    }
+    for (values, part) in [
+        ("replica=2", "replica"),
+        ("profile=huge", "profile"),
+        ("image.digest=abc", "digest"),
+        ("webhooks.url=http://plain", "url"),
+        ("autoscale.min=9,autoscale.max=2", "autoscale.min (9) is more than autoscale.max (2)"),
+        ("revision=Upper", "revision"),
+    ] {
+        let refused = render(&["--set", values]).unwrap_err();
+        assert!(refused.contains(part), "{values}: {refused}");
+    }
+}
+
+/// A real API server, the chart in it, and a weftd that may do what the chart lets it do and nothing else.
+struct Installed {
+    server: ApiServer,
+    network: Network,
+    folder: Scratch,
+    _etcd: Etcd,
+}
+
+impl Installed {
+    fn start() -> Result<Self> {
+        let etcd = Etcd::start()?;
+        let server = ApiServer::start(&etcd)?;
+        let installed =
+            Self { server, network: Network::claim()?, folder: Scratch::new("chart")?, _etcd: etcd };
+        installed.server.kubectl(&["create", "namespace", "istio-system"])?;
+        installed.server.kubectl(&["create", "namespace", "shop"])?;
+        installed.helm("weft-crds", "weft-crds", "")?;
+        let wait = ["wait", "crd", "--all", "--for=condition=Established"];
+        installed.server.kubectl(&wait)?;
+        Ok(installed)
+    }
+
+    /// Installs a chart, or upgrades it.
+    fn helm(&self, release: &str, chart: &str, values: &str) -> Result<String> {
+        let chart = repository().join("charts").join(chart).display().to_string();
+        let kubeconfig = self.server.kubeconfig().display().to_string();
+        let url = format!("webhooks.url=https://{}", self.network.socket(255, 1, 15017));
+        let mut arguments = vec!["upgrade", "--install", release, &chart, "--kubeconfig", &kubeconfig];
+        arguments.extend(["-n", "istio-system"]);
+        if release != "weft-crds" {
+            arguments.extend(["--set", &url]);
+        }
+        if !values.is_empty() {
+            arguments.extend(["--set", values]);
+        }
+        helm(&arguments).map_err(anyhow::Error::msg)
+    }
+
+    /// Starts weftd as the pod of the Deployment would: with its service account and its flags.
+    fn weftd(&self) -> Result<Weftd> {
+        let token = self.server.kubectl(&["-n", "istio-system", "create", "token", "istiod"])?;
+        let authority = self.folder.path().join("ca.crt");
+        fs::write(&authority, self.server.authority_pem())?;
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "rig",
+            "clusters": [{ "name": "rig", "cluster": { "server": self.server.url(), "certificate-authority": authority } }],
+            "users": [{ "name": "istiod", "user": { "token": token.trim() } }],
+            "contexts": [{ "name": "rig", "context": { "cluster": "rig", "user": "istiod" } }],
+        });
+        let path = self.folder.path().join("kubeconfig");
+        fs::write(&path, kubeconfig.to_string())?;
+        let deployment = self.get("deployment", "istiod")?;
+        let flags = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().cloned();
+        let flags = flags.unwrap_or_default().into_iter().filter_map(|flag| {
+            let flag = flag.as_str()?.to_owned();
+            // These are about the container that this is not.
+            let is_of_container = ["--state-dir", "--log-"].iter().any(|start| flag.starts_with(start));
+            (!is_of_container).then(|| OsString::from(flag))
+        });
+        let at = |port| self.network.socket(255, 1, port);
+        let mut arguments: Vec<OsString> = flags.collect();
+        arguments.extend(["--kubeconfig".into(), path.into()]);
+        arguments.extend(["--secure-name".into(), at(0).ip().to_string().into()]);
+        arguments.extend(["--https-addr".into(), at(15017).to_string().into()]);
+        Weftd::start_at([at(15010), at(8080), at(15014)], &arguments)
+    }
+
+    fn get(&self, kind: &str, name: &str) -> Result<Value> {
+        let text = self.server.kubectl(&["get", kind, name, "-n", "istio-system", "-o", "json"])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    fn bundle(&self) -> Result<String> {
+        let all = self.get("mutatingwebhookconfiguration", "istio-sidecar-injector")?;
+        let bundle = all["webhooks"][0]["clientConfig"]["caBundle"].as_str().unwrap_or_default().to_owned();
+        ensure!(bundle.len() > 100, "there is no bundle yet");
+        Ok(bundle)
+    }
+}
+
+#[test]
+fn the_chart_installs_and_weftd_has_all_rights_that_it_needs() {
+    let installed = Installed::start().unwrap();
+    let notes = installed.helm("weft", "weft", "global.hub=registry.example").unwrap();
+    assert!(notes.contains("kubectl label namespace default istio-injection=enabled"), "{notes}");
+    // Tools find the control plane by these.
+    let service = installed.get("service", "istiod").unwrap();
+    assert_eq!(service["metadata"]["labels"]["app"], "istiod");
+    assert_eq!(service["metadata"]["labels"]["istio.io/rev"], "default");
+    let ports = service["spec"]["ports"].as_array().unwrap();
+    let names: Vec<_> = ports.iter().filter_map(|port| port["name"].as_str()).collect();
+    assert_eq!(names, ["grpc-xds", "https-dns", "https-webhook", "http-monitoring"]);
+    a_pod_of_the_deployment_is_restricted(&installed).unwrap();
+
+    let weftd = installed.weftd().unwrap();
+    let outcome = works_with_its_own_rights(&installed);
+    outcome.unwrap_or_else(|error| panic!("{error:#}\n{}", weftd.log()));
+    let log = weftd.log();
+    assert!(!log.to_lowercase().contains("forbidden"), "{log}");
+
+    // Another revision beside it, and an upgrade: neither takes the bundle away.
+    let before = installed.bundle().unwrap();
+    installed.helm("weft-canary", "weft", "revision=canary,revisionTags={next}").unwrap();
+    installed.get("service", "istiod-revision-tag-next").unwrap();
+    installed.helm("weft", "weft", "global.hub=registry.example,global.tag=2").unwrap();
+    assert_eq!(installed.bundle().unwrap(), before);
+    let kubeconfig = installed.server.kubeconfig().display().to_string();
+    helm(&["uninstall", "weft", "-n", "istio-system", "--kubeconfig", &kubeconfig]).unwrap();
+    assert!(installed.bundle().is_err());
+    installed.get("deployment", "istiod-canary").unwrap();
+}
+
+/// The namespace may enforce the strictest of Kubernetes' standards.
+fn a_pod_of_the_deployment_is_restricted(installed: &Installed) -> Result<()> {
+    let labels = ["pod-security.kubernetes.io/enforce=restricted", "istio-injection=enabled"];
+    installed.server.kubectl(&[&["label", "namespace", "istio-system"], &labels[..]].concat())?;
+    let deployment = installed.get("deployment", "istiod")?;
+    let mut pod = deployment["spec"]["template"].clone();
+    pod["apiVersion"] = "v1".into();
+    pod["kind"] = "Pod".into();
+    pod["metadata"]["name"] = "weft-test".into();
+    pod["metadata"]["namespace"] = "istio-system".into();
+    let create = |pod: &Value| {
+        let path = installed.folder.path().join("pod.json");
+        fs::write(&path, pod.to_string())?;
+        let path = path.display().to_string();
+        // It is asked about although no weftd is there: its pods are exempt from its own webhooks.
+        anyhow::Ok(installed.server.kubectl(&["create", "--dry-run=server", "-f", &path])?)
+    };
+    create(&pod)?;
+    let mut privileged = pod.clone();
+    privileged["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = true.into();
+    ensure!(create(&privileged).is_err(), "the standard is not enforced");
+    // Any other pod of a namespace with injection has to wait for a weftd.
+    pod["metadata"]["labels"]["sidecar.istio.io/inject"] = "true".into();
+    let refused = format!("{:#}", create(&pod).unwrap_err());
+    ensure!(refused.contains("namespace.sidecar-injector.istio.io"), "{refused}");
+    installed.server.kubectl(&["label", "namespace", "istio-system", "istio-injection-"])?;
+    Ok(())
+}
+
+fn works_with_its_own_rights(installed: &Installed) -> Result<()> {
+    eventually("the bundle", PATIENCE, || installed.bundle().map(drop))?;
+    eventually("the roots", PATIENCE, || {
+        Ok(installed.server.kubectl(&["get", "configmap", "istio-ca-root-cert", "-n", "shop"])?)
+    })?;
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {sidecar.istio.io/inject: 'true'}},
+                spec: {serviceAccountName: default, containers: [{name: app, image: app}]}}";
+    let path = installed.folder.path().join("web.yaml");
+    fs::write(&path, pod)?;
+    let path = path.display().to_string();
+    eventually("an injected pod", PATIENCE, || {
+        let said = installed.server.kubectl(&["create", "--dry-run=server", "-o", "json", "-f", &path])?;
+        ensure!(said.contains("registry.example/proxyv2"), "{said}");
+        Ok(())
+    })
 }
 
 /// Returns what helm printed, or what it complained about.
