@@ -281,7 +281,7 @@ fn it_can_be_tried_out_whether_traffic_is_captured() {
         assert!(said.contains("traffic is not captured: a connection of user 1337"), "{said}");
         for backend in ["nftables", "iptables"] {
             rig.capture(&["--backend", backend]);
-            let (code, said) = try_out(PROXY, &[]);
+            let (code, said) = try_out(PROXY, &["--probe-timeout", "60s"]);
             assert_eq!(code, Some(0), "{backend}: {said}");
             let (code, said) = try_out(PROXY, &["-z", "15066"]);
             assert_eq!(code, Some(126), "nothing leads to another port: {said}");

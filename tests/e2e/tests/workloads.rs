@@ -51,6 +51,7 @@ fn everything(cluster: &Cluster<'_>, client: &Workload, server: Server) -> Resul
     strangers_are_refused(cluster, client, &server)?;
     calls_to_itself_are_calls(&server, address)?;
     the_kubelet_and_prometheus_are_answered(&server)?;
+    with_tproxy_the_application_sees_its_client(cluster, client)?;
     nothing_fails_while_certificates_are_replaced(client, address)?;
     nothing_fails_while_a_workload_is_replaced(cluster, client, address, server)?;
     a_machine_without_kubernetes_is_in_the_mesh(cluster, client)
@@ -226,6 +227,43 @@ fn the_kubelet_and_prometheus_are_answered(server: &Server) -> Result<()> {
     // An application that is broken is said to be.
     let code = status(15020, "/app-health/other/livez")?.0;
     assert_eq!(code, 400);
+    Ok(())
+}
+
+/// Says who has connected.
+fn say_who(stream: &mut TcpStream) -> std::io::Result<()> {
+    let peer = stream.peer_addr()?.ip().to_string();
+    let mut buffer = [0; 4096];
+    while stream.read(&mut buffer)? > 0 {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", peer.len());
+        stream.write_all((head + &peer).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Both proxies are between, and the server's speaks in the client's name. Without TPROXY it is the proxy that connects.
+fn with_tproxy_the_application_sees_its_client(cluster: &Cluster<'_>, client: &Workload) -> Result<()> {
+    let own = IpAddr::from(Ipv4Addr::new(127, 0, 0, 6));
+    for (name, mode, expected) in
+        [("seen", "TPROXY", IpAddr::from(client.pod.address())), ("unseen", "REDIRECT", own)]
+    {
+        let mode = [("ISTIO_META_INTERCEPTION_MODE", mode.to_owned())];
+        let server = cluster.workload(name, name, &mode)?;
+        let _app = InPod::new(&server.pod, || App::tcp((Ipv4Addr::UNSPECIFIED, 8000).into(), say_who))?;
+        let address = cluster.service(name, &[&server])?;
+        let host = format!("{name}.shop.svc.cluster.local");
+        let answer = eventually("an answer", PATIENCE, || {
+            let answer = get(&client.pod, address, 80, &host)?;
+            ensure!(answer.status == 200, "{answer:?}");
+            Ok(answer)
+        });
+        let answer = answer.with_context(|| format!("{name}:\n{}", server.agent.log()))?;
+        assert_eq!(answer.body, expected.to_string(), "{name}");
+        ensure!(server.agent.requests(8000)? > 0, "{name}: its Envoy has seen no request");
+        // And a call of the workload to itself, by its service.
+        let answer = get(&server.pod, address, 80, &host)?;
+        assert_eq!(answer.status, 200, "{name}: {answer:?}");
+    }
     Ok(())
 }
 

@@ -62,6 +62,15 @@ pub struct Identity<'a> {
     pub files: &'a [(&'a str, String)],
 }
 
+impl Identity<'_> {
+    /// Whether inbound connections keep their addresses on the way through the proxy.
+    pub(super) fn keeps_addresses(&self) -> bool {
+        self.variables
+            .iter()
+            .any(|(name, value)| *name == "ISTIO_META_INTERCEPTION_MODE" && value == "TPROXY")
+    }
+}
+
 impl Agent {
     /// Starts an agent with its Envoy.
     ///
@@ -98,7 +107,9 @@ impl Agent {
         let process = match identity.network {
             Some(pod) => {
                 give_to_proxy(scratch.path())?;
-                command.uid(PROXY).gid(PROXY);
+                // With TPROXY it needs a capability, and is known by its group.
+                let user = if identity.keeps_addresses() { 0 } else { PROXY };
+                command.uid(user).gid(PROXY);
                 pod.run(|| Process::spawn("weft-agent", command, log))?
             }
             None => Process::spawn("weft-agent", command, log)?,

@@ -253,8 +253,7 @@ impl<'n> Cluster<'n> {
         variables: &[(&str, String)],
         files: &[(&str, String)],
     ) -> anyhow::Result<Workload> {
-        capture(&pod)?;
-        let agent = Agent::start(&Identity {
+        let identity = Identity {
             pod: pod.name(),
             namespace: NAMESPACE,
             account,
@@ -265,16 +264,18 @@ impl<'n> Cluster<'n> {
             network: Some(&pod),
             variables,
             files,
-        })?;
+        };
+        capture(&pod, if identity.keeps_addresses() { "TPROXY" } else { "REDIRECT" })?;
+        let agent = Agent::start(&identity)?;
         agent.wait_ready().with_context(|| format!("{}\n{}", self.weftd.log(), agent.log()))?;
         Ok(Workload { pod, agent })
     }
 }
 
 /// Does what a pod's init container does, with the arguments that the injector gives it.
-fn capture(pod: &Pod) -> anyhow::Result<()> {
+fn capture(pod: &Pod, mode: &str) -> anyhow::Result<()> {
     let mut command = Command::new(weftd::agent()?);
-    command.args(["istio-iptables", "-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT"]);
+    command.args(["istio-iptables", "-p", "15001", "-z", "15006", "-u", "1337", "-m", mode]);
     command.args(["-i", "*", "-x", "", "-b", "*", "-d", "15090,15021,15020"]);
     let output = pod.run(|| command.output()).context("cannot run weft-agent")?;
     ensure!(output.status.success(), "capture: {}", String::from_utf8_lossy(&output.stderr));
