@@ -114,23 +114,35 @@ impl Case {
 
     /// Compiles and encodes all clusters.
     pub fn clusters(&self) -> Made {
-        made_of(&self.ask(&RefCell::default(), &Query::ClusterSet(self.selection.clone())))
+        let Selection { outbound, inbound, gateway } = self.selection.clone();
+        let shared = Query::OutboundClusterSet(outbound.clone());
+        let inbound = inbound.map(Query::InboundClusters);
+        let gateway = gateway.map(|gateway| Query::GatewayClusters(outbound, gateway));
+        self.made(std::iter::once(shared).chain(inbound).chain(gateway))
     }
 
     /// Compiles and encodes all listeners.
     pub fn listeners(&self) -> Made {
-        made_of(&self.ask(&RefCell::default(), &Query::ListenerSet(self.selection.clone())))
+        let Selection { outbound, inbound, gateway } = self.selection.clone();
+        let anywhere = outbound.anywhere();
+        let shared = Query::OutboundListenerSet(anywhere.clone());
+        let inbound = inbound.map(|inbound| Query::InboundListeners(inbound, anywhere.clone()));
+        let gateway = gateway.map(|gateway| Query::GatewayListeners(anywhere.clone(), gateway));
+        self.made(std::iter::once(shared).chain(inbound).chain(gateway))
     }
 
     /// Compiles and encodes all route configurations that the listeners ask for.
     pub fn routes(&self) -> Made {
-        let done = RefCell::default();
         let Selection { outbound, gateway, .. } = &self.selection;
         let anywhere = outbound.anywhere();
         let names = self.snapshot.routes.keys();
-        let routes =
-            names.map(|name| self.ask(&done, &Query::Route(anywhere.clone(), gateway.clone(), name.clone())));
-        routes.map(|route| made_of(&route)).fold(Made::default(), |sum, one| Made {
+        self.made(names.map(|name| Query::Route(anywhere.clone(), gateway.clone(), name.clone())))
+    }
+
+    /// Answers queries, each that they rest on once.
+    fn made(&self, queries: impl Iterator<Item = Query>) -> Made {
+        let done = RefCell::default();
+        queries.map(|query| made_of(&self.ask(&done, &query))).fold(Made::default(), |sum, one| Made {
             resources: sum.resources + one.resources,
             bytes: sum.bytes + one.bytes,
         })

@@ -6,15 +6,16 @@
 //! [`snapshot`] answers from scratch, which is what the engine's result must equal byte for byte.
 //!
 //! ```text
-//! Select(proxy) ─▶ Snapshot(selection) ─┬▶ ClusterSet ──▶ OutboundClusterSet ─▶ OutboundClusters(service) ─▶ Scope
-//!                                       ├▶ OutboundAssignmentSet ─▶ AssignmentKey(cluster) ─▶ Assignment(key)
-//!                                       ├▶ ListenerSet ─▶ OutboundListenerSet ─▶ OutboundListener(key)
-//!                                       ├▶ OutboundRouteSet ──▶ Route(name)
-//!                                       └▶ OutboundSecretSet ─▶ Secret(name)
+//! Select(proxy) ─▶ Snapshot(selection) ─┬▶ OutboundAssignmentSet ─▶ AssignmentKey(cluster) ─▶ Assignment(key)
+//!                                       └▶ AllButEndpoints ─┬▶ OutboundClusterSet ──▶ OutboundClusters(service) ─▶ Scope
+//!                                                           ├▶ OutboundListenerSet ─▶ OutboundListener(key)
+//!                                                           ├▶ OutboundRouteSet ────▶ Route(name)
+//!                                                           └▶ OutboundSecretSet ───▶ Secret(name)
 //! ```
 //!
 //! There are many selections, one for almost every workload, and few outbound audiences. So what goes through all
-//! services is asked of an audience, and a snapshot adds the little that is a workload's own. Only endpoints and names
+//! services is asked of an audience, and a snapshot adds the little that is a workload's own. Endpoints change far more often
+//! than all else, so what a change of endpoints leaves alone is put together apart from them. Only endpoints and names
 //! to be resolved depend on where a client is; all else is asked for a client that is
 //! [anywhere](OutboundAudience::anywhere), so that zones share it.
 
@@ -24,6 +25,7 @@ use crate::listener::ListenerKey;
 use crate::scope::{Scope, ScopeKey};
 use crate::shared::Shared;
 use crate::{cluster, endpoint, grpc, listener, route, scope, secret, select};
+use imbl::ordmap::DiffItem;
 use model::proxy::ProxyRole;
 use model::service::Resolution;
 use model::{Key, Mesh, MeshView, Proxy, ServiceKey, Str};
@@ -40,11 +42,11 @@ pub enum Query {
     Select(Shared<Proxy>),
     /// Everything that proxies with this selection are sent. Answered by [`Answer::Snapshot`].
     Snapshot(Selection),
+    /// The same without the assignments of clusters that others share. Answered by [`Answer::Snapshot`].
+    AllButEndpoints(Selection),
     /// What a scope lets through. Answered by [`Answer::Scope`].
     Scope(ScopeKey),
-    /// All clusters. Answered by [`Answer::Set`], as are all sets.
-    ClusterSet(Selection),
-    /// The clusters that proxies with the same outbound audience share.
+    /// The clusters that proxies with the same outbound audience share. Answered by [`Answer::Set`], as are all sets.
     OutboundClusterSet(Shared<OutboundAudience>),
     /// The clusters of one service. Answered by [`Answer::Resources`], as are all that return several.
     OutboundClusters(Shared<OutboundAudience>, ServiceKey),
@@ -60,8 +62,6 @@ pub enum Query {
     AssignmentKey(Shared<OutboundAudience>, Str),
     /// An assignment. Answered by [`Answer::Resource`], as are all that return one.
     Assignment(Shared<AssignmentKey>),
-    /// All listeners.
-    ListenerSet(Selection),
     /// The listeners that proxies with the same outbound audience share.
     OutboundListenerSet(Shared<OutboundAudience>),
     /// One of them.
@@ -87,12 +87,10 @@ impl Query {
     fn empty_answer(&self) -> Answer {
         match self {
             Self::Select(proxy) => Answer::Selection(select::nothing(proxy)),
-            Self::Snapshot(_) => Answer::Snapshot(Arc::default()),
+            Self::Snapshot(_) | Self::AllButEndpoints(_) => Answer::Snapshot(Arc::default()),
             Self::Scope(key) => Answer::Scope(Arc::new(Scope::nothing(key))),
-            Self::ClusterSet(_)
-            | Self::OutboundClusterSet(_)
+            Self::OutboundClusterSet(_)
             | Self::OutboundAssignmentSet(_)
-            | Self::ListenerSet(_)
             | Self::OutboundListenerSet(_)
             | Self::OutboundRouteSet(_)
             | Self::OutboundSecretSet(_) => Answer::Set(ResourceSet::new()),
@@ -117,11 +115,12 @@ impl fmt::Display for Query {
         match self {
             Self::Select(proxy) => write!(f, "selection of {}", proxy.node_id),
             Self::Snapshot(_) => f.write_str("snapshot"),
+            Self::AllButEndpoints(_) => f.write_str("snapshot without endpoints"),
             Self::Scope(key) => match &key.sidecar {
                 Some(sidecar) => write!(f, "scope of {sidecar}"),
                 None => write!(f, "scope of namespace {}", key.namespace),
             },
-            Self::ClusterSet(_) | Self::OutboundClusterSet(_) => f.write_str("set of clusters"),
+            Self::OutboundClusterSet(_) => f.write_str("set of clusters"),
             Self::OutboundClusters(_, service) => write!(f, "clusters of {service}"),
             Self::FixedClusters(_) => f.write_str("fixed clusters"),
             Self::InboundClusters(_) => f.write_str("inbound clusters"),
@@ -129,7 +128,7 @@ impl fmt::Display for Query {
             Self::OutboundAssignmentSet(_) => f.write_str("set of assignments"),
             Self::AssignmentKey(_, name) => write!(f, "choice of endpoints for {name}"),
             Self::Assignment(key) => write!(f, "assignment {}", key.cluster()),
-            Self::ListenerSet(_) | Self::OutboundListenerSet(_) => f.write_str("set of listeners"),
+            Self::OutboundListenerSet(_) => f.write_str("set of listeners"),
             Self::OutboundListener(_, key) => write!(f, "listener {}", key.name()),
             Self::FixedListeners(_) => f.write_str("fixed listeners"),
             Self::InboundListeners(..) => f.write_str("inbound listeners"),
@@ -185,7 +184,12 @@ fn same_resource(a: &Arc<Resource>, b: &Arc<Resource>) -> bool {
 }
 
 fn same_set(a: &ResourceSet, b: &ResourceSet) -> bool {
-    a.ptr_eq(b) || (a.len() == b.len() && a.values().zip(b.values()).all(|(a, b)| same_resource(a, b)))
+    // What the sets share is not looked at.
+    let same = |difference| match difference {
+        DiffItem::Update { old: (_, old), new: (_, new) } => same_resource(old, new),
+        DiffItem::Add(..) | DiffItem::Remove(..) => false,
+    };
+    a.ptr_eq(b) || (a.len() == b.len() && a.diff(b).all(same))
 }
 
 /// An answer with all that it rests on, besides the queries that were asked.
@@ -264,8 +268,8 @@ impl Evaluation<'_, '_> {
         match query {
             Query::Select(proxy) => Answer::Selection(select::select(self.mesh, proxy)),
             Query::Snapshot(selection) => self.snapshot(selection),
+            Query::AllButEndpoints(selection) => self.all_but_endpoints(selection),
             Query::Scope(key) => Answer::Scope(Arc::new(scope::scope(self.mesh, key))),
-            Query::ClusterSet(selection) => self.cluster_set(selection),
             Query::OutboundClusterSet(audience) => self.outbound_cluster_set(audience),
             Query::OutboundClusters(audience, service) => {
                 let scope = self.scope(&audience.scope);
@@ -289,7 +293,6 @@ impl Evaluation<'_, '_> {
                 Answer::AssignmentKey(endpoint::select(self.mesh, &scope, audience, name).map(Shared::new))
             }
             Query::Assignment(key) => Answer::Resource(Some(Arc::new(endpoint::assignment(self.mesh, key)))),
-            Query::ListenerSet(selection) => self.listener_set(selection),
             Query::OutboundListenerSet(audience) => self.outbound_listener_set(audience),
             Query::OutboundListener(audience, key) => {
                 let scope = self.scope(&audience.scope);
@@ -325,13 +328,26 @@ impl Evaluation<'_, '_> {
     }
 
     fn snapshot(&mut self, selection: &Selection) -> Answer {
-        let clusters = self.set(&Query::ClusterSet(selection.clone()));
-        let listeners = self.set(&Query::ListenerSet(selection.clone()));
+        let shared = self.set(&Query::OutboundAssignmentSet(selection.outbound.clone()));
+        let rest = match (self.ask)(&Query::AllButEndpoints(selection.clone())) {
+            Answer::Snapshot(rest) => rest,
+            other => mismatch(&other),
+        };
+        let assignments = with(shared, rest.assignments.values().cloned());
+        Answer::Snapshot(Arc::new(self.sharing(Snapshot { assignments, ..(*rest).clone() })))
+    }
+
+    fn all_but_endpoints(&mut self, selection: &Selection) -> Answer {
         let outbound = &selection.outbound;
         let anywhere = outbound.anywhere();
-        let (own_clusters, own_listeners) = (self.own_clusters(selection), self.own_listeners(selection));
+        let own_clusters = self.own_clusters(selection);
+        let own_listeners = self.own_listeners(selection, &anywhere);
+        let shared_clusters = self.set(&Query::OutboundClusterSet(outbound.clone()));
+        let clusters = with(shared_clusters, own_clusters.iter().cloned());
+        let shared_listeners = self.set(&Query::OutboundListenerSet(anywhere.clone()));
+        let listeners = with(shared_listeners, own_listeners.iter().cloned());
 
-        let mut assignments = self.set(&Query::OutboundAssignmentSet(outbound.clone()));
+        let mut assignments = ResourceSet::new();
         for name in names(&own_clusters, |needs| &needs.assignments) {
             let assignment = self.assignment_of(outbound, &name);
             add(&mut assignments, assignment);
@@ -352,8 +368,12 @@ impl Evaluation<'_, '_> {
             let secret = self.resource(&Query::Secret(anywhere.clone(), name));
             add(&mut secrets, secret);
         }
-        let mut snapshot =
-            Snapshot { clusters, assignments, listeners, routes, secrets, ..Snapshot::default() };
+        let all = Snapshot { clusters, assignments, listeners, routes, secrets, ..Snapshot::default() };
+        Answer::Snapshot(Arc::new(self.sharing(all)))
+    }
+
+    /// Returns the snapshot with the sets of the previous answer where they are the same.
+    fn sharing(&self, mut snapshot: Snapshot) -> Snapshot {
         if let Some(Answer::Snapshot(previous)) = self.previous {
             for kind in ResourceType::ALL {
                 if same_set(previous.of(kind), snapshot.of(kind)) {
@@ -361,13 +381,7 @@ impl Evaluation<'_, '_> {
                 }
             }
         }
-        Answer::Snapshot(Arc::new(snapshot))
-    }
-
-    fn cluster_set(&mut self, selection: &Selection) -> Answer {
-        let shared = self.set(&Query::OutboundClusterSet(selection.outbound.clone()));
-        let own = self.own_clusters(selection);
-        Answer::Set(with(shared, own))
+        snapshot
     }
 
     fn own_clusters(&mut self, selection: &Selection) -> Vec<Arc<Resource>> {
@@ -416,21 +430,18 @@ impl Evaluation<'_, '_> {
         self.resource(&Query::Assignment(key?))
     }
 
-    fn listener_set(&mut self, selection: &Selection) -> Answer {
-        let shared = self.set(&Query::OutboundListenerSet(selection.outbound.anywhere()));
-        let own = self.own_listeners(selection);
-        Answer::Set(with(shared, own))
-    }
-
-    fn own_listeners(&mut self, selection: &Selection) -> Vec<Arc<Resource>> {
-        let Selection { outbound, inbound, gateway } = selection;
+    fn own_listeners(
+        &mut self,
+        selection: &Selection,
+        anywhere: &Shared<OutboundAudience>,
+    ) -> Vec<Arc<Resource>> {
         let mut own = Vec::new();
-        if let Some(inbound) = inbound {
-            let query = Query::InboundListeners(inbound.clone(), outbound.anywhere());
+        if let Some(inbound) = &selection.inbound {
+            let query = Query::InboundListeners(inbound.clone(), anywhere.clone());
             own.extend(self.resources(&query).iter().cloned());
         }
-        if let Some(gateway) = gateway {
-            let query = Query::GatewayListeners(outbound.anywhere(), gateway.clone());
+        if let Some(gateway) = &selection.gateway {
+            let query = Query::GatewayListeners(anywhere.clone(), gateway.clone());
             own.extend(self.resources(&query).iter().cloned());
         }
         own
@@ -555,7 +566,7 @@ fn add(set: &mut ResourceSet, resource: Option<Arc<Resource>>) {
 }
 
 /// Adds the few resources that are a proxy's own to a set that it shares with others.
-fn with(mut shared: ResourceSet, own: Vec<Arc<Resource>>) -> ResourceSet {
+fn with(mut shared: ResourceSet, own: impl Iterator<Item = Arc<Resource>>) -> ResourceSet {
     for resource in own {
         shared.entry(resource.name().clone()).or_insert(resource);
     }
