@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::metrics::ListenerMetrics;
 use crate::peer::{Handle, Peer, Slot};
+use crate::seldom::Seldom;
 use crate::server::{Accepted, Transport};
 use crate::streams::{Executor, Streams};
 use hyper::body::Incoming;
@@ -15,17 +16,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::debug;
 
-/// What the connections of a listener share.
 /// How much of a stream's data may wait to be written to the connection. What has to be kept for that stays allocated for as
 /// long as the connection lives, and more would only be older than what could be sent instead.
 const SEND_BUFFER: usize = 64 << 10;
 
+/// What the connections of a listener share.
 pub(crate) struct Shared<S> {
     pub(crate) config: Config,
     pub(crate) transport: Transport,
@@ -128,40 +130,79 @@ impl<S> Connection<S> {
         let builder = builder(config, streams.executor());
         let mut served = Box::pin(builder.serve_connection(TokioIo::new(io), service));
 
-        let settle_by = sleep_until(started + config.settle_timeout);
-        let expires = config.max_age.map(|age| started + spread(age, id));
-        let expired = sleep_until(expires.unwrap_or(started));
+        let deadlines = Deadlines {
+            settle_by: started + config.settle_timeout,
+            expires: config.max_age.map(|age| started + spread(age, id)),
+            peer,
+            drain: handle.drain.clone(),
+            close: handle.close.clone(),
+            metrics: shared.metrics.clone(),
+        };
+        let mut ends = Seldom::new(Box::pin(deadlines.watch()));
+        tokio::select! {
+            biased;
+            result = streams.drive(served.as_mut()) => return ended(address, result),
+            end = &mut ends => match end {
+                End::Now => return,
+                End::Drained => served.as_mut().graceful_shutdown(),
+            }
+        }
+        tokio::select! {
+            result = streams.drive(served.as_mut()) => ended(address, result),
+            () = handle.close.cancelled() => {}
+            () = sleep(config.drain_grace) => shared.metrics.ended("grace"),
+        }
+    }
+}
+
+fn ended(address: SocketAddr, result: Result<(), hyper::Error>) {
+    if let Err(error) = result {
+        debug!(%address, %error, "connection ended");
+    }
+}
+
+/// How a connection is to end, other than by the client.
+enum End {
+    /// At once.
+    Now,
+    /// After its requests.
+    Drained,
+}
+
+/// What ends a connection from this side.
+struct Deadlines {
+    /// When a stranger has to go.
+    settle_by: Instant,
+    /// When anybody has to.
+    expires: Option<Instant>,
+    peer: Peer,
+    drain: CancellationToken,
+    close: CancellationToken,
+    metrics: ListenerMetrics,
+}
+
+impl Deadlines {
+    /// Waits for one of the limits, and counts it.
+    async fn watch(self) -> End {
+        let settle_by = sleep_until(self.settle_by);
+        let expired = sleep_until(self.expires.unwrap_or(self.settle_by));
         tokio::pin!(settle_by, expired);
-        let (mut settle_timer, mut age_timer) = (true, expires.is_some());
-        let mut cut_at: Option<Instant> = None;
+        let (mut settle_timer, mut age_timer) = (true, self.expires.is_some());
         loop {
             tokio::select! {
-                result = streams.drive(served.as_mut()) => {
-                    if let Err(error) = result {
-                        debug!(%address, %error, "connection ended");
-                    }
-                    return;
-                }
-                () = handle.close.cancelled() => return,
+                () = self.close.cancelled() => return End::Now,
+                () = self.drain.cancelled() => return End::Drained,
                 () = &mut settle_by, if settle_timer => {
                     settle_timer = false;
-                    if !peer.is_settled() {
-                        shared.metrics.ended("unproved");
-                        return;
+                    if !self.peer.is_settled() {
+                        self.metrics.ended("unproved");
+                        return End::Now;
                     }
                 }
                 () = &mut expired, if age_timer => {
                     age_timer = false;
-                    shared.metrics.ended("age");
-                    handle.drain.cancel();
-                }
-                () = handle.drain.cancelled(), if cut_at.is_none() => {
-                    served.as_mut().graceful_shutdown();
-                    cut_at = Some(Instant::now() + config.drain_grace);
-                }
-                () = sleep_until(cut_at.unwrap_or(started)), if cut_at.is_some() => {
-                    shared.metrics.ended("grace");
-                    return;
+                    self.metrics.ended("age");
+                    self.drain.cancel();
                 }
             }
         }

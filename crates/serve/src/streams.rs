@@ -4,8 +4,8 @@
 //! that goes, mostly on another processor. A stream lives for days here, there is one on a connection, and its messages
 //! are few and small: what a change costs is the waking.
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
+use crate::seldom::Seldom;
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -28,7 +28,8 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Executo
 #[derive(Default)]
 pub(crate) struct Streams {
     begun: Executor,
-    running: FuturesUnordered<Stream>,
+    /// There are mostly one or two, and never more than a connection may have.
+    running: Vec<Seldom<Stream>>,
 }
 
 impl Streams {
@@ -45,7 +46,7 @@ impl Streams {
             if let Poll::Ready(output) = connection.as_mut().poll(cx) {
                 return Poll::Ready(output);
             }
-            self.running.extend(self.begun.0.lock().drain(..));
+            self.running.extend(self.begun.0.lock().drain(..).map(Seldom::new));
             self.run(cx);
             Poll::Pending
         })
@@ -53,6 +54,6 @@ impl Streams {
     }
 
     fn run(&mut self, cx: &mut std::task::Context<'_>) {
-        while let Poll::Ready(Some(())) = self.running.poll_next_unpin(cx) {}
+        self.running.retain_mut(|stream| stream.poll_unpin(cx).is_pending());
     }
 }

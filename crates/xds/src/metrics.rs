@@ -7,6 +7,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use proto::resource::{ResourceType, Warming};
 use serve::{Counter, ReasonLabel};
+use std::sync::{Arc, OnceLock};
 
 /// The type of a resource, or of what was done with it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -20,6 +21,15 @@ pub struct TypeLabel {
 pub struct VersionLabel {
     /// Its `ISTIO_VERSION`.
     pub version: String,
+}
+
+/// The metrics of one type, which need not be looked up for each message.
+#[derive(Clone, Debug)]
+pub(crate) struct Typed {
+    pub(crate) pushes: Counter,
+    pub(crate) push_time: Histogram,
+    pub(crate) ack_time: Histogram,
+    pub(crate) config_size: Histogram,
 }
 
 type TypedHistogram = Family<TypeLabel, Histogram, fn() -> Histogram>;
@@ -51,6 +61,8 @@ pub struct Metrics {
     pub stuck_clusters: Gauge,
     /// Streams refused, by reason.
     pub refused: Family<ReasonLabel, Counter>,
+    /// By [`ResourceType`].
+    typed: Arc<[OnceLock<Typed>; 5]>,
 }
 
 impl Metrics {
@@ -72,6 +84,7 @@ impl Metrics {
             grace_expirations: Family::default(),
             stuck_clusters: Gauge::default(),
             refused: Family::default(),
+            typed: Arc::default(),
         };
         let m = metrics.clone();
         registry.register("pilot_xds", "Connected xDS clients, by version", m.connected);
@@ -103,6 +116,16 @@ impl Metrics {
         );
         registry.register("weft_xds_refused", "Streams refused, by reason", m.refused);
         metrics
+    }
+
+    /// Returns the metrics of one type.
+    pub(crate) fn of(&self, kind: ResourceType) -> &Typed {
+        self.typed[kind as usize].get_or_init(|| Typed {
+            pushes: self.pushes.get_or_create(&type_label(kind)).clone(),
+            push_time: self.push_time.get_or_create(&type_label(kind)).clone(),
+            ack_time: self.ack_time.get_or_create(&type_label(kind)).clone(),
+            config_size: self.config_size.get_or_create(&TypeLabel { r#type: kind.type_url() }).clone(),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use super::Shared;
 use super::body::{Outbox, Reading};
 use super::requests::Requests;
 use crate::codec::Message;
-use crate::metrics::{TypeLabel, VersionLabel, type_label, warming_label};
+use crate::metrics::{VersionLabel, type_label, warming_label};
 use crate::registry::Registration;
 use crate::session::{Event, Options, Response, Session};
 use crate::source::{ConnectError, Connection, Observer, PeerInfo};
@@ -12,13 +12,14 @@ use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use proto::google::protobuf::value::Kind;
 use proto::resource::Snapshot;
-use serve::ReasonLabel;
+use serve::{ReasonLabel, Seldom};
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
@@ -74,15 +75,13 @@ pub(crate) async fn run<M: Message>(
     requests: Requests<M>,
     outgoing: Outgoing,
 ) -> Status {
-    let served = async {
-        // What is biased is the message that the client gets when all happens at once.
-        tokio::select! {
-            biased;
-            result = serve(&shared, peer, requests, outgoing) => result,
-            () = draining.cancelled() => Err(StreamError::Draining),
-        }
+    let mut stopped = Seldom::new(Box::pin(stopped(shared.shutdown.clone(), draining)));
+    let result = tokio::select! {
+        biased;
+        result = serve(&shared, peer, requests, outgoing) => result,
+        error = &mut stopped => Err(error),
     };
-    match served.await {
+    match result {
         Ok(()) => Status::ok(""),
         Err(error) => {
             debug!(%error, "stream ended");
@@ -116,7 +115,8 @@ struct Driver {
     node_id: String,
     version: VersionLabel,
     session: Arc<Mutex<Session>>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    snapshots: Snapshots,
+    alarm: Alarm,
     observer: Box<dyn Observer>,
     outbox: Outbox,
     registration: Registration,
@@ -151,29 +151,27 @@ impl Driver {
         let registration =
             shared.registry.enter(stream, node, peer, M::PROTOCOL, session.clone(), outgoing.reading);
         let outbox = outgoing.outbox;
-        Self { shared, node_id, version, session, snapshots, observer, outbox, registration, stuck: 0 }
+        let (snapshots, alarm) = (Snapshots::new(snapshots), Alarm::default());
+        Self { shared, node_id, version, session, snapshots, alarm, observer, outbox, registration, stuck: 0 }
     }
 
     async fn run<M: Message>(&mut self, requests: &mut Requests<M>) -> Result<(), StreamError> {
-        let mut shutdown = self.shared.shutdown.clone();
         loop {
-            let deadline = self.session.lock().next_deadline().map(Instant::from_std);
+            let deadline = self.session.lock().next_deadline();
+            self.alarm.set(deadline.map(Instant::from_std));
             // Requests first: an answer may make room for what a snapshot brings.
             tokio::select! {
                 biased;
-                () = ends(&mut shutdown) => return Err(StreamError::ShuttingDown),
                 message = requests.message() => match message.map_err(StreamError::Request)? {
                     Some(message) => self.on_message(message),
                     None => return Ok(()),
                 },
-                changed = self.snapshots.changed() => {
-                    changed.map_err(|_| StreamError::NoSource)?;
-                    let snapshot = self.snapshots.borrow_and_update().clone();
+                snapshot = self.snapshots.next() => {
                     let started = Instant::now();
-                    self.session.lock().on_snapshot(snapshot, started.into_std());
+                    self.session.lock().on_snapshot(snapshot?, started.into_std());
                     self.flush(started);
                 }
-                () = at(deadline) => {
+                () = self.alarm.rung() => {
                     let started = Instant::now();
                     self.session.lock().on_timer(started.into_std());
                     self.flush(started);
@@ -217,14 +215,12 @@ impl Driver {
     }
 
     fn count(&self, response: &Response, prepared: Duration) {
-        let metrics = &self.shared.metrics;
-        let label = type_label(response.kind);
-        metrics.pushes.get_or_create(&label).inc();
-        metrics.push_time.get_or_create(&label).observe(prepared.as_secs_f64());
-        let url = TypeLabel { r#type: response.kind.type_url() };
+        let metrics = self.shared.metrics.of(response.kind);
+        metrics.pushes.inc();
+        metrics.push_time.observe(prepared.as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52")]
         let bytes = response.frame.message_len() as f64;
-        metrics.config_size.get_or_create(&url).observe(bytes);
+        metrics.config_size.observe(bytes);
         debug!(
             proxy = self.node_id,
             type_url = response.kind.type_url(),
@@ -242,7 +238,7 @@ impl Driver {
             Event::Subscribed { .. } => {}
             Event::Acked { kind, took, .. } => {
                 if let Some(took) = took {
-                    metrics.ack_time.get_or_create(&type_label(*kind)).observe(took.as_secs_f64());
+                    metrics.of(*kind).ack_time.observe(took.as_secs_f64());
                 }
             }
             Event::Nacked { kind, message, culprits } => {
@@ -287,15 +283,67 @@ pub(crate) fn refuse(shared: &Shared, reason: &'static str) {
     shared.metrics.refused.get_or_create(&ReasonLabel { reason }).inc();
 }
 
-async fn ends(shutdown: &mut watch::Receiver<bool>) {
-    // A server that is dropped ends its streams too.
-    let _ = shutdown.wait_for(|ends| *ends).await;
+/// Waits until the stream has to end from this side.
+async fn stopped(mut shutdown: watch::Receiver<bool>, draining: CancellationToken) -> StreamError {
+    tokio::select! {
+        // If both happen at once, the client is told of the shutdown.
+        biased;
+        // A server that is dropped ends its streams too.
+        _ = shutdown.wait_for(|ends| *ends) => StreamError::ShuttingDown,
+        () = draining.cancelled() => StreamError::Draining,
+    }
 }
 
-async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+/// The snapshots that come after the first one.
+struct Snapshots(Seldom<ReusableBoxFuture<'static, Result<watch::Receiver<Arc<Snapshot>>, StreamError>>>);
+
+impl Snapshots {
+    fn new(receiver: watch::Receiver<Arc<Snapshot>>) -> Self {
+        Self(Seldom::new(ReusableBoxFuture::new(changed(receiver))))
+    }
+
+    /// Waits for the next one. Nothing is lost if the caller stops waiting.
+    async fn next(&mut self) -> Result<Arc<Snapshot>, StreamError> {
+        let mut receiver = (&mut self.0).await?;
+        let snapshot = receiver.borrow_and_update().clone();
+        self.0.renew(|future| future.set(changed(receiver)));
+        Ok(snapshot)
+    }
+}
+
+async fn changed(
+    mut receiver: watch::Receiver<Arc<Snapshot>>,
+) -> Result<watch::Receiver<Arc<Snapshot>>, StreamError> {
+    receiver.changed().await.map_err(|_| StreamError::NoSource)?;
+    Ok(receiver)
+}
+
+/// Rings when the session has something to do, or before. It is set with almost every message, mostly to a later time;
+/// so it is left alone then, and rings in vain later.
+#[derive(Default)]
+struct Alarm(Option<(Instant, Seldom<Pin<Box<Sleep>>>)>);
+
+impl Alarm {
+    fn set(&mut self, deadline: Option<Instant>) {
+        match (deadline, &mut self.0) {
+            (Some(deadline), Some((at, sleep))) if deadline < *at => {
+                *at = deadline;
+                sleep.renew(|sleep| sleep.as_mut().reset(deadline));
+            }
+            (Some(deadline), unset @ None) => {
+                *unset = Some((deadline, Seldom::new(Box::pin(tokio::time::sleep_until(deadline)))));
+            }
+            _ => {}
+        }
+    }
+
+    /// Waits for it. Nothing is lost if the caller stops waiting.
+    async fn rung(&mut self) {
+        match &mut self.0 {
+            Some((_, sleep)) => sleep.await,
+            None => std::future::pending().await,
+        }
+        self.0 = None;
     }
 }
 
