@@ -144,7 +144,10 @@ impl<S> Connection<S> {
             result = streams.drive(served.as_mut()) => return ended(address, result),
             end = &mut ends => match end {
                 End::Now => return,
-                End::Drained => served.as_mut().graceful_shutdown(),
+                End::Drained => {
+                    served.as_mut().graceful_shutdown();
+                    streams.touch();
+                }
             }
         }
         tokio::select! {
