@@ -83,6 +83,12 @@ pub enum Query {
 }
 
 impl Query {
+    /// Returns whether a new answer to `below` changes nothing about this one's answer but what [`Answer::patched`] does.
+    pub fn is_patched_by(&self, below: &Self) -> bool {
+        // Which assignments there are, and whose they are, is asked separately.
+        matches!((self, below), (Self::OutboundAssignmentSet(_), Self::Assignment(_)))
+    }
+
     /// Returns an answer that holds nothing, of the variant that answers this query.
     fn empty_answer(&self) -> Answer {
         match self {
@@ -155,6 +161,17 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// Returns this set with new forms of some of its resources. Nothing if that is not what it takes.
+    pub fn patched(&self, changed: &[Self]) -> Option<Self> {
+        let Self::Set(set) = self else { return None };
+        let mut set = set.clone();
+        for answer in changed {
+            let Self::Resource(Some(resource)) = answer else { return None };
+            set.insert(resource.name().clone(), resource.clone())?;
+        }
+        Some(Self::Set(set))
+    }
+
     /// Returns whether nobody could tell the answers apart. Resources are compared by their versions, which are
     /// hashes of their bytes.
     pub fn same(&self, other: &Self) -> bool {

@@ -254,4 +254,12 @@ impl Computation for Compiler {
     fn same(a: &Answer, b: &Answer) -> bool {
         a.same(b)
     }
+
+    fn is_patched_by(query: &Query, below: &Query) -> bool {
+        query.is_patched_by(below)
+    }
+
+    fn patch(&self, previous: &Answer, changed: &[Answer]) -> Option<Answer> {
+        previous.patched(changed)
+    }
 }

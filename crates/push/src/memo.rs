@@ -3,11 +3,12 @@
 //! A computation answers *queries*; to do so it reads *keys* (inputs) and asks further queries. The memo keeps
 //! each answer with everything it rests on. When keys change, the answers that read them are marked dirty, and
 //! all that rest on those are marked to be checked. The next time one of them is asked for, it is first found
-//! out whether anything below it really came out different: equal answers end the wave.
+//! out whether anything below it really came out different: equal answers end the wave. An answer that is made of many
+//! others can take up the few that did.
 //!
 //! ```text
 //! changed keys ──▶ dirty answers ──▶ answers to check … roots
-//!                  recomputed          recomputed only if something below differs
+//!                  recomputed          recomputed or patched only if something below differs
 //! ```
 //!
 //! The work done is proportional to the part of the graph that a change reaches, not to the graph.
@@ -37,6 +38,18 @@ pub trait Computation {
 
     /// Returns whether nobody could tell the answers apart.
     fn same(a: &Self::Answer, b: &Self::Answer) -> bool;
+
+    /// Returns whether [`Computation::patch`] may know what becomes of the answer of `query` when that of `below`
+    /// changes, which in any case changes neither what is read for it nor what is asked.
+    fn is_patched_by(_query: &Self::Query, _below: &Self::Query) -> bool {
+        false
+    }
+
+    /// Returns what evaluation would, if nothing but these further answers has changed since `previous`: for answers
+    /// that are made of many others. Nothing if it does not know.
+    fn patch(&self, _previous: &Self::Answer, _changed: &[Self::Answer]) -> Option<Self::Answer> {
+        None
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
@@ -96,6 +109,8 @@ pub struct Counters {
     pub evaluated: u64,
     /// Evaluations whose answer was the same as before.
     pub unchanged: u64,
+    /// Of these, those that only took up what has changed below them.
+    pub patched: u64,
     /// Answers that were found to hold by checking what they rest on.
     pub verified: u64,
 }
@@ -264,23 +279,39 @@ impl<C: Computation> Memo<C> {
         match node(&self.nodes, id).state {
             State::Clean => {}
             State::Dirty => self.recompute(computation, id),
-            State::Check => {
-                let verified = node(&self.nodes, id).verified;
-                let mut position = 0;
-                while let Some(&below) = node(&self.nodes, id).asks.get(position) {
-                    self.refresh(computation, below);
-                    if node(&self.nodes, below).changed > verified {
-                        return self.recompute(computation, id);
-                    }
-                    position += 1;
-                }
-                self.counters.verified += 1;
-                let revision = self.revision;
-                let node = node_mut(&mut self.nodes, id);
-                node.state = State::Clean;
-                node.verified = revision;
-            }
+            State::Check => self.check(computation, id),
         }
+    }
+
+    /// Makes a node clean of which nothing that it read has changed.
+    fn check(&mut self, computation: &C, id: NodeId) {
+        let verified = node(&self.nodes, id).verified;
+        let mut changed = Vec::new();
+        let mut position = 0;
+        while let Some(&below) = node(&self.nodes, id).asks.get(position) {
+            self.refresh(computation, below);
+            let below = node(&self.nodes, below);
+            if below.changed > verified {
+                if !C::is_patched_by(&node(&self.nodes, id).query, &below.query) {
+                    return self.recompute(computation, id);
+                }
+                changed.extend(below.answer.clone());
+            }
+            position += 1;
+        }
+        if !changed.is_empty() {
+            let previous = node(&self.nodes, id).answer.as_ref();
+            let Some(answer) = previous.and_then(|previous| computation.patch(previous, &changed)) else {
+                return self.recompute(computation, id);
+            };
+            self.counters.patched += 1;
+            return self.evaluated(id, answer);
+        }
+        self.counters.verified += 1;
+        let revision = self.revision;
+        let node = node_mut(&mut self.nodes, id);
+        node.state = State::Clean;
+        node.verified = revision;
     }
 
     fn recompute(&mut self, computation: &C, id: NodeId) {
@@ -296,13 +327,18 @@ impl<C: Computation> Memo<C> {
             self.refresh(computation, below);
             self.answer_of(below)
         });
-        self.counters.evaluated += 1;
-        let same = previous.as_ref().is_some_and(|previous| C::same(previous, &answer));
-        self.counters.unchanged += u64::from(same);
         self.replace_keys(id, keys);
         self.replace_asks(id, asks, &asked);
+        self.evaluated(id, answer);
+    }
+
+    /// Takes up a new answer.
+    fn evaluated(&mut self, id: NodeId, answer: C::Answer) {
         let revision = self.revision;
         let node = node_mut(&mut self.nodes, id);
+        let same = node.answer.as_ref().is_some_and(|previous| C::same(previous, &answer));
+        self.counters.evaluated += 1;
+        self.counters.unchanged += u64::from(same);
         if !same {
             node.answer = Some(answer);
             node.changed = revision;
@@ -381,6 +417,8 @@ mod tests {
         Sign(usize),
         /// The sum of the signs of a range of inputs.
         Signs(usize, usize),
+        /// The largest of so many inputs.
+        Largest(usize),
         /// The first input decides which other one is returned.
         Choice,
     }
@@ -411,6 +449,9 @@ mod tests {
                 Cell::Input(index) => (self.inputs.borrow()[*index], BTreeSet::from([*index])),
                 Cell::Sign(index) => (ask(&Cell::Input(*index)).signum(), BTreeSet::new()),
                 Cell::Signs(from, to) => ((*from..*to).map(|i| ask(&Cell::Sign(i))).sum(), BTreeSet::new()),
+                Cell::Largest(count) => {
+                    ((0..*count).map(|i| ask(&Cell::Input(i))).max().unwrap_or(0), BTreeSet::new())
+                }
                 Cell::Choice => {
                     let count = self.inputs.borrow().len() as i64;
                     let chosen = ask(&Cell::Input(0)).rem_euclid(count) as usize;
@@ -421,6 +462,16 @@ mod tests {
 
         fn same(a: &i64, b: &i64) -> bool {
             a == b
+        }
+
+        fn is_patched_by(query: &Cell, below: &Cell) -> bool {
+            matches!((query, below), (Cell::Largest(_), Cell::Input(_)))
+        }
+
+        fn patch(&self, previous: &i64, changed: &[i64]) -> Option<i64> {
+            // One that was the largest may have shrunk.
+            let largest = *changed.iter().max()?;
+            (largest >= *previous).then_some(largest)
         }
     }
 
@@ -458,6 +509,23 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_takes_up_what_it_can_and_is_computed_otherwise() {
+        let sheet = Sheet::new(&[1, 5, 3]);
+        let mut memo = Memo::default();
+        assert_eq!(memo.ask(&sheet, &Cell::Largest(3)), 5);
+        sheet.set(&mut memo, 0, 7);
+        assert_eq!(memo.ask(&sheet, &Cell::Largest(3)), 7);
+        assert_eq!(memo.counters().patched, 1);
+        sheet.set(&mut memo, 0, 2);
+        assert_eq!(memo.ask(&sheet, &Cell::Largest(3)), 5);
+        assert_eq!(memo.counters().patched, 1);
+        // It rests on the same as ever.
+        sheet.set(&mut memo, 2, 9);
+        assert_eq!(memo.ask(&sheet, &Cell::Largest(3)), 9);
+        assert_eq!(memo.counters().patched, 2);
+    }
+
+    #[test]
     fn what_an_answer_no_longer_rests_on_is_swept() {
         let sheet = Sheet::new(&[1, 10, 20]);
         let mut memo = Memo::default();
@@ -485,7 +553,7 @@ mod tests {
             for (index, value, look) in edits {
                 sheet.set(&mut memo, index % count, value);
                 if look {
-                    for query in [Cell::Signs(0, count), Cell::Choice, Cell::Signs(0, count / 2)] {
+                    for query in [Cell::Signs(0, count), Cell::Choice, Cell::Largest(count), Cell::Signs(0, count / 2)] {
                         let fresh = Memo::default().ask(&sheet, &query);
                         prop_assert_eq!(memo.ask(&sheet, &query), fresh);
                     }
