@@ -78,16 +78,14 @@ impl<'a> Rig<'a> {
 
     /// Runs the agent inside of the workload.
     fn agent(&self, user: u32, arguments: &[&str]) -> Output {
-        let run = || {
-            Command::new(&self.agent)
-                .args(arguments)
-                .uid(user)
-                .gid(user)
-                .env_clear()
-                .env("PATH", PATH)
-                .output()
-        };
-        self.app.run(run).unwrap()
+        self.agent_with(PATH, user, arguments)
+    }
+
+    /// Runs it with programs of these folders only.
+    fn agent_with(&self, path: &str, user: u32, arguments: &[&str]) -> Output {
+        let mut command = Command::new(&self.agent);
+        command.args(arguments).uid(user).gid(user).env_clear().env("PATH", path);
+        self.app.run(|| command.output()).unwrap()
     }
 
     fn capture(&self, more: &[&str]) -> String {
@@ -402,6 +400,31 @@ while True: server.sendto(b'agent', server.recvfrom(512)[1])";
             assert_eq!(ask(SERVICE), "agent", "{backend}");
             rig.agent(0, &["capture", "--cleanup-only"]);
             assert_eq!(ask(peer.address()), "server", "{backend}");
+        }
+    });
+}
+
+/// An image needs either.
+#[test]
+fn one_of_the_programs_is_enough() {
+    on_a_node("one_of_the_programs_is_enough", |node| {
+        let (app, peer) = (node.pod("app").unwrap(), node.pod("peer").unwrap());
+        let rig = Rig::new(&app, &peer);
+        let iptables = ["iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"];
+        for (programs, by) in [(&["nft"][..], "by=\"nft\""), (&iptables[..], "by=\"iptables-restore\"")] {
+            let scratch = Scratch::new("capture").unwrap();
+            for program in programs {
+                let found = PATH.split(':').map(|folder| std::path::Path::new(folder).join(program));
+                let found = found.into_iter().find(|path| path.exists()).unwrap();
+                std::os::unix::fs::symlink(found, scratch.path().join(program)).unwrap();
+            }
+            let path = scratch.path().display().to_string();
+            let output = rig.agent_with(&path, 0, &ARGUMENTS);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success() && said.contains(by), "{said}");
+            assert_eq!(rig.app_to(SERVICE, 80), "15001 for 10.96.0.10:80", "{by}");
+            rig.agent(0, &["capture", "--cleanup-only"]);
+            assert_eq!(rig.app_to(peer.address(), 8080), "peer 8080", "{by}");
         }
     });
 }
