@@ -89,7 +89,7 @@ impl<'a> Rig<'a> {
     }
 
     fn capture(&self, more: &[&str]) -> String {
-        let output = self.agent(0, &[&ARGUMENTS[..], more].concat());
+        let output = self.agent(0, &[&ARGUMENTS[..], &["--families", "dual"], more].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         said

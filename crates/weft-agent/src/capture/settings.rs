@@ -30,7 +30,7 @@ pub enum Backend {
 /// Whose traffic is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Families {
-    /// IPv4's, and IPv6's if the workload has an IPv6 address.
+    /// IPv4's, and IPv6's if the workload has only IPv6 addresses.
     Auto,
     /// IPv4's.
     Ipv4,
@@ -125,7 +125,8 @@ impl Request {
             read(Path::new("/proc/net/fib_trie")).is_ok_and(|text| !interfaces::ipv4(&text).is_empty());
         let mut settings = settings(args, &source, read)?;
         settings.ipv6 = match args.families {
-            Families::Auto => has_v6 || source.switch(args.dual_stack, "ISTIO_DUAL_STACK")?,
+            // Of a workload with both, weftd has Envoy listen for IPv4 only, as istiod does.
+            Families::Auto => (has_v6 && !has_v4) || source.switch(args.dual_stack, "ISTIO_DUAL_STACK")?,
             Families::Ipv4 => false,
             Families::Dual => true,
         };
@@ -133,6 +134,12 @@ impl Request {
             !settings.ipv6 || kernel.contains(&Family::V6),
             "IPv6 is asked for, and the kernel has none"
         );
+        if settings.ipv6 && has_v4 {
+            warnings.push(
+                "IPv6 connections come to Envoy, which weftd does not have listen for them beside IPv4 yet"
+                    .to_owned(),
+            );
+        }
         settings.dns = dns(args, &source, read, &mut warnings)?;
         settings.check()?;
         if args.iptables_trace_logging || environment.flag("IPTABLES_TRACE_LOGGING", false)? {

@@ -76,14 +76,19 @@ fn groups_may_be_names() {
 }
 
 #[test]
-fn ipv6_is_captured_if_the_workload_has_it() {
-    let with =
-        |text: &str, words: &str| load(words, &[], &[("/proc/net/if_inet6", text)]).unwrap().settings.ipv6;
-    assert!(with(V6, ""));
-    assert!(!with(LOOPBACK_V6, ""));
-    assert!(with(LOOPBACK_V6, "--dual-stack"));
-    assert!(with(LOOPBACK_V6, "--families dual"));
-    assert!(!with(V6, "--families ipv4"));
+fn ipv6_is_captured_if_it_is_all_there_is_or_asked_for() {
+    const V4: &str = "|-- 10.244.0.7\n  /32 host LOCAL\n";
+    let load = |if_inet6: &str, fib_trie: &str, words: &str| {
+        let files = [("/proc/net/if_inet6", if_inet6), ("/proc/net/fib_trie", fib_trie)];
+        let request = load(words, &[], &files).unwrap();
+        (request.settings.ipv6, request.warnings.len())
+    };
+    assert_eq!(load(V6, "", ""), (true, 0));
+    assert_eq!(load(V6, V4, ""), (false, 0), "nobody would listen");
+    assert_eq!(load(V6, V4, "--families dual"), (true, 1));
+    assert_eq!(load(V6, V4, "--dual-stack"), (true, 1));
+    assert_eq!(load(LOOPBACK_V6, "", ""), (false, 0));
+    assert_eq!(load(V6, "", "--families ipv4"), (false, 0));
 }
 
 #[test]
