@@ -93,26 +93,25 @@ fn make(
     mesh: Option<&MeshConfig>,
     unknown: &mut BTreeSet<String>,
 ) -> Result<Current> {
-    let mut written = fixed.values.clone();
-    if !written.is_object() {
-        written = json!({});
+    let mut written = json!({ "global": {
+        "istioNamespace": fixed.namespace,
+        "multiCluster": { "clusterName": fixed.cluster.as_ref() },
+        "proxy": { "clusterDomain": fixed.domain.as_ref() },
+    } });
+    let defaults = written.clone();
+    if !fixed.values.is_null() {
+        overlay(&mut written, fixed.values.clone());
     }
     if let Some(text) = data.get(VALUES) {
         overlay(&mut written, parse_value::<Value>(text, VALUES)?.json);
     }
-    let defaults = [
-        ("/global/istioNamespace", fixed.namespace.as_str()),
-        ("/global/multiCluster/clusterName", fixed.cluster.as_ref()),
-        ("/global/proxy/clusterDomain", fixed.domain.as_ref()),
-    ];
-    for (path, value) in defaults {
+    for path in ["/global/istioNamespace", "/global/multiCluster/clusterName", "/global/proxy/clusterDomain"]
+    {
         // As in Istio's templates, what is empty is not said.
-        if written.pointer(path).and_then(Value::as_str).unwrap_or_default().is_empty() {
-            let nested = path.split('/').skip(1).collect::<Vec<_>>();
-            overlay(
-                &mut written,
-                nested.iter().rev().fold(json!(value), |inner, key| json!({ *key: inner })),
-            );
+        if let Some(value) = written.pointer_mut(path)
+            && (value.is_null() || value == "")
+        {
+            *value = defaults.pointer(path).cloned().unwrap_or_default();
         }
     }
     let found: BTreeSet<String> = Values::unknown(&written).into_iter().collect();
@@ -181,7 +180,7 @@ mod tests {
         assert_eq!(first.context.domain.as_ref(), "corp.local");
 
         // What is bad changes nothing, also not when the mesh configuration is new.
-        values.send(data("global: []")).unwrap();
+        values.send(data("global: nonsense")).unwrap();
         mesh.send(Some(Arc::new(MeshConfig::parse(&[("", "trustDomain: new")]).unwrap().config))).unwrap();
         let waited = tokio::time::timeout(Duration::from_millis(50), current.changed()).await;
         assert!(waited.is_err(), "bad settings are in use");
