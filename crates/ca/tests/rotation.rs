@@ -51,7 +51,7 @@ impl World {
     }
 
     fn evidence<'a>(&'a self, proxies: &'a [ProxyReport]) -> Evidence<'a> {
-        Evidence { proxies, complete_since: self.complete_since, bundles: &self.bundles }
+        Evidence { proxies, complete_since: self.complete_since, bundles: &self.bundles, replicas: &[] }
     }
 }
 

@@ -223,8 +223,12 @@ impl Mesh {
 
     fn take_a_step(&mut self) {
         let reports: Vec<ProxyReport> = self.reports.iter().flatten().cloned().collect();
-        let evidence =
-            Evidence { proxies: &reports, complete_since: self.complete_since, bundles: &self.bundles };
+        let evidence = Evidence {
+            proxies: &reports,
+            complete_since: self.complete_since,
+            bundles: &self.bundles,
+            replicas: &[],
+        };
         if let Ok(next) = self.replicas[0].next(&evidence, &self.settings, self.now) {
             self.note(&format!("step to: {}", next.phase()));
             if next.phase() == Phase::Stable {

@@ -117,6 +117,9 @@ pub struct SecureArgs {
     /// cluster: the Secret `cacerts`, or else `istio-ca-secret`, which is made if it is not there
     #[arg(long, value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
+    /// The name of this weftd among its replicas: that of the pod. Without it the name of the host
+    #[arg(long, value_name = "NAME", env = "POD_NAME", value_parser = dns_name)]
+    pub replica_name: Option<String>,
     /// Further names and addresses of the certificate of the secure port
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub secure_name: Vec<String>,
@@ -177,6 +180,22 @@ pub enum Writes {
     Webhooks,
     /// The ConfigMap `istio-ca-root-cert` in every namespace of the mesh
     RootCertificates,
+}
+
+impl SecureArgs {
+    /// Returns the name of this weftd among its replicas.
+    pub(crate) fn replica_name(&self) -> String {
+        let given = self.replica_name.clone();
+        given.unwrap_or_else(|| {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .unwrap_or_default()
+                .trim()
+                .to_lowercase();
+            let is_good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            let name: String = host.chars().map(|c| if is_good(c) { c } else { '-' }).collect();
+            name.trim_matches('-').to_owned()
+        })
+    }
 }
 
 /// Logs.

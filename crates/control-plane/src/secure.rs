@@ -14,6 +14,7 @@ mod files;
 mod permissions;
 mod presenter;
 mod proxies;
+mod replicas;
 mod rotation;
 mod store;
 mod stream;
@@ -36,6 +37,7 @@ use permissions::Permissions;
 use presenter::{Pace, Presenter};
 use prometheus_client::registry::Registry;
 use proxies::Proxies;
+use replicas::Replicas;
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Duration;
@@ -196,7 +198,7 @@ impl Secure {
     ) -> Result<()> {
         let mut tasks = std::mem::take(&mut self.tasks);
         let (tls, gate) = tokio::select! {
-            ready = self.get_ready(routes, &mut tasks) => ready?,
+            ready = self.get_ready(routes, stopping.clone(), &mut tasks) => ready?,
             () = stopping.cancelled() => return Ok(()),
         };
         let Self { listener, config, .. } = self;
@@ -208,9 +210,14 @@ impl Secure {
         }
     }
 
-    async fn get_ready(&self, routes: Routes, tasks: &mut JoinSet<()>) -> Result<(ServerTls, Gate<Routes>)> {
+    async fn get_ready(
+        &self,
+        routes: Routes,
+        stopping: CancellationToken,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(ServerTls, Gate<Routes>)> {
         let domains = trust_domains(&mut self.state.clone()).await?;
-        self.hold_authority(&domains.own, tasks);
+        self.hold_authority(&domains.own, stopping, tasks);
         let mut held = self.holder.subscribe();
         let first = held.wait_for(Option::is_some).await.context("the authority is gone")?.clone();
         let held_first = first.context("there is an authority: waited for above")?;
@@ -227,7 +234,7 @@ impl Secure {
         Ok((tls, gate))
     }
 
-    fn hold_authority(&self, domain: &TrustDomain, tasks: &mut JoinSet<()>) {
+    fn hold_authority(&self, domain: &TrustDomain, stopping: CancellationToken, tasks: &mut JoinSet<()>) {
         let policy = Policy {
             trust_domain: domain.clone(),
             default_ttl: self.args.workload_cert_ttl,
@@ -241,12 +248,22 @@ impl Secure {
             // Not without a directory: `prepare` has seen to that.
             (None, World::Files) => Store::Nowhere,
         };
+        let replicas = match &store {
+            Store::Secret { client, namespace } => Some(Replicas {
+                client: client.clone(),
+                namespace: namespace.clone(),
+                name: self.args.replica_name(),
+            }),
+            Store::Directory(_) | Store::Nowhere => None,
+        };
         let keeper = Keeper {
             store,
             policy,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
             proxies: self.secrets.proxies.clone(),
+            replicas,
+            stopping,
             held: self.holder.clone(),
             progress: self.progress.clone(),
         };

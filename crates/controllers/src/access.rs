@@ -246,6 +246,83 @@ pub async fn change_secret(
     }
 }
 
+/// Returns the ConfigMaps of a namespace that have a label, each with its data.
+///
+/// # Errors
+/// If the API server does not answer, or does not let us list them.
+pub async fn list_config_maps(
+    client: &Client,
+    namespace: &str,
+    label: &str,
+) -> Result<Vec<(String, BTreeMap<String, String>)>, AccessError> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct List {
+        items: Vec<Item>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Item {
+        metadata: Metadata,
+        data: Option<BTreeMap<String, String>>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Metadata {
+        name: String,
+    }
+    let path =
+        format!("/api/v1/namespaces/{namespace}/configmaps?labelSelector={}", label.replace('/', "%2F"));
+    let list: List = send(client, "cannot list ConfigMaps", get(&path)).await?;
+    Ok(list.items.into_iter().map(|item| (item.metadata.name, item.data.unwrap_or_default())).collect())
+}
+
+/// Writes a ConfigMap with a label, as `manager`: creates it, or takes the place of what it was (server-side apply).
+///
+/// # Errors
+/// If the API server does not answer, or does not let us write it.
+pub async fn apply_config_map(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    manager: &str,
+    label: &str,
+    data: &BTreeMap<&str, String>,
+) -> Result<(), AccessError> {
+    const WHAT: &str = "cannot write a ConfigMap";
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": name, "namespace": namespace, "labels": { label: "true" } },
+        "data": data,
+    });
+    let path = format!("/api/v1/namespaces/{namespace}/configmaps/{name}?fieldManager={manager}&force=true");
+    let request = Request::builder()
+        .method(Method::PATCH)
+        .uri(path)
+        .header(http::header::CONTENT_TYPE, "application/apply-patch+yaml")
+        .body(body.to_string().into_bytes())
+        .map_err(|error| AccessError { what: WHAT, reason: error.to_string() })?;
+    let answer = client.request::<Value>(request).await;
+    answer
+        .map(drop)
+        .map_err(|error| AccessError { what: WHAT, reason: format!("{name}: {}", reason(&error)) })
+}
+
+/// Deletes a ConfigMap, if it is there.
+///
+/// # Errors
+/// If the API server does not answer, or does not let us delete it.
+pub async fn delete_config_map(client: &Client, namespace: &str, name: &str) -> Result<(), AccessError> {
+    const WHAT: &str = "cannot delete a ConfigMap";
+    let path = format!("/api/v1/namespaces/{namespace}/configmaps/{name}");
+    match client.request::<Value>(request(WHAT, (Method::DELETE, path, None))?).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == StatusCode::NOT_FOUND => Ok(()),
+        Err(error) => Err(AccessError { what: WHAT, reason: format!("{name}: {}", reason(&error)) }),
+    }
+}
+
 /// A request before it is known to be one.
 type Draft = (Method, String, Option<Value>);
 

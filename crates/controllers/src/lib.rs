@@ -36,8 +36,9 @@ mod trouble;
 mod write;
 
 pub use access::{
-    AccessError, ReadSecret, SecretData, TokenKeys, TokenReview, change_secret, create_secret,
-    may_list_secrets, read_secret, review_token, token_keys,
+    AccessError, ReadSecret, SecretData, TokenKeys, TokenReview, apply_config_map, change_secret,
+    create_secret, delete_config_map, list_config_maps, may_list_secrets, read_secret, review_token,
+    token_keys,
 };
 pub use accounts::ServiceAccounts;
 pub use config_map::{ConfigMapData, follow_config_map};

@@ -1,5 +1,6 @@
 //! What is known about the proxies of a mesh.
 
+use super::replica::Replica;
 use crate::bundle::{BundleHash, TrustBundle};
 use crate::certificate::Fingerprint;
 use crate::time::UnixTime;
@@ -42,6 +43,8 @@ pub struct Evidence<'a> {
     pub complete_since: UnixTime,
     /// What the hashes in `proxies` stand for.
     pub bundles: &'a BundleLog,
+    /// The other replicas that may be at work: each has to act by the present state, and to say so.
+    pub replicas: &'a [Replica],
 }
 
 /// What is known about a proxy.
@@ -108,6 +111,19 @@ impl BundleLog {
         if self.bundles.len() > MAX_BUNDLES {
             self.bundles.pop_front();
         }
+    }
+
+    /// Notes what a bundle consists of that somebody else has published.
+    pub(super) fn note_roots(&mut self, hash: BundleHash, roots: &BTreeSet<Fingerprint>) {
+        if roots.is_empty() || self.get(&hash).is_some() {
+            return;
+        }
+        self.bundles.push_front((hash, roots.clone()));
+    }
+
+    /// Returns all bundles that are remembered.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &(BundleHash, BTreeSet<Fingerprint>)> {
+        self.bundles.iter()
     }
 
     /// Returns the roots of a bundle, if it is remembered.

@@ -61,10 +61,31 @@ pub(super) fn progress(
         .collect();
     blockers.sort_by(|a, b| (a.last_seen, &a.proxy).cmp(&(b.last_seen, &b.proxy)));
     progress.ready = counted.len() - blockers.len();
+    blockers.splice(0..0, replicas(rotation, evidence, settings, now));
     progress.more_blockers = blockers.len().saturating_sub(MAX_BLOCKERS);
     blockers.truncate(MAX_BLOCKERS);
     progress.blockers = blockers;
     progress
+}
+
+/// Returns the replicas that are in the way of any step.
+fn replicas(
+    rotation: &Rotation,
+    evidence: &Evidence<'_>,
+    settings: &Settings,
+    now: UnixTime,
+) -> impl Iterator<Item = Blocker> {
+    evidence.replicas.iter().filter(move |replica| replica.counts(settings, now)).filter_map(move |replica| {
+        let reason = if !replica.is_present(settings.replica_lag, now) {
+            Blocked::Silent
+        } else if replica.generation != rotation.generation {
+            Blocked::Behind
+        } else {
+            return None;
+        };
+        let name = format!("replica {}", replica.name);
+        Some(Blocker { proxy: name.into(), reason, last_seen: replica.written })
+    })
 }
 
 /// Returns the condition of the next step; nothing if there is no next step.

@@ -28,10 +28,12 @@
 mod evidence;
 mod guard;
 mod progress;
+mod replica;
 mod stored;
 
 pub use evidence::{BundleLog, Evidence, LeafReport, ProxyReport, RetireWhen, Settings};
 pub use progress::{Blocked, Blocker, Progress, Waiting};
+pub use replica::{Replica, ReplicaError, ReplicaReport, Seen, Together, together};
 pub use stored::StoredError;
 
 use crate::bundle::TrustBundle;

@@ -92,6 +92,10 @@ pub enum Blocked {
     OldCertificate,
     /// Which certificate it presents is not known.
     UnknownCertificate,
+    /// A replica of the control plane that was not heard of lately.
+    Silent,
+    /// A replica of the control plane that acts by another state.
+    Behind,
 }
 
 impl fmt::Display for Blocked {
@@ -102,6 +106,8 @@ impl fmt::Display for Blocked {
             Self::UnknownBundle => "acknowledged roots that are not remembered",
             Self::OldCertificate => "presents a certificate of the root that is to be dropped",
             Self::UnknownCertificate => "presents a certificate that is not known",
+            Self::Silent => "was not heard of lately",
+            Self::Behind => "does not act by the present state yet",
         })
     }
 }

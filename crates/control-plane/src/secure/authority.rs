@@ -1,19 +1,22 @@
 //! What certificates are signed with: followed, and replaced when everybody is ready for it.
 
 use super::proxies::Proxies;
+use super::replicas::Replicas;
 use super::rotation::{self, Decision, Roots, State, decide};
 use super::store::{Documents, Files, Store};
 use anyhow::{Context as _, Result};
-use ca::rotation::{Evidence, Progress};
+use ca::rotation::{Evidence, Progress, Replica, ReplicaReport, Settings, Together, together};
 use ca::{Authority, CaCertificate, Fingerprint, Loaded, Policy, Rotation, TrustBundle, UnixTime};
 use identity::{Clock, Metrics, Trust, roots_secret};
 use proto::resource::{Body, Needs, Resource, ResourceType};
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject as _;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// How often a directory is looked at: a mounted Secret changes by links, whose notices differ by file system. And how
@@ -23,6 +26,8 @@ const POLL_SOON: Duration = Duration::from_secs(2);
 const POLL_SECRET: Duration = Duration::from_secs(30);
 /// For how long another replica may act by what was replaced: it looks at its Secrets once in that time.
 const SECRET_LAG: Duration = Duration::from_secs(60);
+/// How often other replicas are told what is known here, while a root is being replaced.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// Times have no fractions.
 const DIRECTORY_LAG: Duration = Duration::from_secs(1);
 
@@ -47,6 +52,10 @@ pub(super) struct Keeper {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) proxies: Arc<Proxies>,
+    /// Where replicas tell each other what they know; nothing if there is only one.
+    pub(super) replicas: Option<Replicas>,
+    /// weftd is about to end.
+    pub(super) stopping: CancellationToken,
     pub(super) held: watch::Sender<Option<Held>>,
     /// How far a rotation is, for people.
     pub(super) progress: watch::Sender<String>,
@@ -60,6 +69,15 @@ struct Known {
     is_rotating: bool,
     problem: Option<String>,
     read_at: Option<Instant>,
+    /// What was told to other replicas last, and when.
+    told: Option<(ReplicaReport, Instant)>,
+    /// Why other replicas are not heard of.
+    deaf: Option<String>,
+    /// Whether there are others.
+    has_others: bool,
+    /// The generation of the rotation that this replica acts by, and how long certificates live.
+    generation: u64,
+    lifetime: Duration,
 }
 
 impl Keeper {
@@ -70,13 +88,20 @@ impl Keeper {
             if let Err(failure) = self.look(&mut known).await {
                 self.report(&mut known.problem, &failure);
             }
+            self.tell(&mut known, false).await;
             self.stop_signing_blindly(&known);
             let has_one = self.held.borrow().is_some();
-            tokio::time::sleep(match self.store {
+            let pause = match self.store {
                 Store::Secret { .. } if has_one && !known.is_rotating => POLL_SECRET,
                 _ => POLL_SOON,
-            })
-            .await;
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.stopping.cancelled() => {
+                    self.tell(&mut known, true).await;
+                    return std::future::pending().await;
+                }
+            }
         }
     }
 
@@ -114,8 +139,14 @@ impl Keeper {
         let lifetime = state.leaf_lifetime(self.policy.default_ttl, self.policy.max_ttl);
         let lifetime = lifetime.max(self.proxies.longest_ttl());
         let settings = rotation::settings(lifetime, self.lag());
-        let (reports, log) = self.proxies.reports(lifetime);
-        let evidence = Evidence { proxies: &reports, complete_since: self.proxies.since(), bundles: &log };
+        known.lifetime = lifetime;
+        let all = self.together(rotation.as_ref(), &settings, known, now).await;
+        let evidence = Evidence {
+            proxies: &all.proxies,
+            complete_since: all.complete_since,
+            bundles: &all.bundles,
+            replicas: &all.replicas,
+        };
         let roots = Roots { current: &current.root, next: next.as_ref().map(|side| &side.root) };
         let order = documents.order.as_deref();
         let decision = decide(rotation.as_ref(), &roots, order, &evidence, &settings, now)?;
@@ -147,7 +178,84 @@ impl Keeper {
         if changed {
             self.act(current, next, in_force.as_ref(), now)?;
         }
+        // From here on, which others may rely on.
+        known.generation = in_force.as_ref().map_or(0, Rotation::generation);
         Ok(())
+    }
+
+    /// Returns what is known here and what other replicas have written.
+    async fn together(
+        &self,
+        rotation: Option<&Rotation>,
+        settings: &Settings,
+        known: &mut Known,
+        now: UnixTime,
+    ) -> Together {
+        let (seen, log) = self.proxies.reports(settings.leaf_lifetime);
+        let mut others = BTreeMap::new();
+        let mut unheard = None;
+        if let Some(replicas) = &self.replicas {
+            match replicas.others().await {
+                Ok(found) => {
+                    known.deaf = None;
+                    known.has_others = !found.is_empty();
+                    replicas.tidy(&found, settings, now).await;
+                    others = found;
+                }
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    if known.deaf.as_ref() != Some(&reason) {
+                        error!(
+                            reason,
+                            "what other replicas know cannot be read: no root is replaced meanwhile"
+                        );
+                    }
+                    known.deaf = Some(reason);
+                    // Somebody may be there who is in the way.
+                    unheard =
+                        Some(Replica { name: "(any other)".into(), written: now, generation: u64::MAX });
+                }
+            }
+        }
+        let longest = others.values().map(|report| report.longest_ttl_seconds).max().unwrap_or_default();
+        self.proxies.note_ttl(Duration::from_secs(longest));
+        let mut all = together(seen, self.proxies.since(), &log, &others, settings, now);
+        all.replicas.extend(unheard.filter(|_| rotation.is_some()));
+        all
+    }
+
+    /// Tells other replicas what is known here: everything while a root is being replaced, else only that this one is
+    /// there.
+    async fn tell(&self, known: &mut Known, has_left: bool) {
+        let Some(replicas) = &self.replicas else { return };
+        let now = UnixTime::from((self.clock)());
+        let longest = self.proxies.longest_ttl();
+        let mut report = ReplicaReport::alive(now, self.proxies.since(), known.generation, longest);
+        report.has_left = has_left;
+        if known.is_rotating || has_left {
+            let (seen, log) = self.proxies.reports(known.lifetime);
+            report = report.with(&seen, &log);
+        }
+        let pause = if known.is_rotating { TELL_AGAIN } else { Duration::ZERO };
+        let is_news = known.told.as_ref().is_none_or(|(told, at)| {
+            at.elapsed() >= pause || told.generation != report.generation || has_left
+        });
+        if !is_news {
+            return;
+        }
+        match replicas.write(&report).await {
+            Ok(()) => known.told = Some((report, Instant::now())),
+            Err(error) => {
+                let reason = format!("{error:#}");
+                if known.deaf.as_ref() != Some(&reason) {
+                    error!(
+                        reason,
+                        "other replicas are not told what is known here: no root is replaced meanwhile"
+                    );
+                }
+                known.deaf = Some(reason);
+            }
+        }
     }
 
     /// Signs and is trusted as `rotation` says.
@@ -190,11 +298,16 @@ impl Keeper {
 
     /// Another replica may have gone on meanwhile: whoever cannot see that must not sign with what it knew.
     fn stop_signing_blindly(&self, known: &Known) {
-        let is_blind = known.read_at.is_some_and(|at| at.elapsed() >= SECRET_LAG);
-        if known.is_rotating && is_blind && matches!(self.store, Store::Secret { .. }) {
+        let blind = known.read_at.map_or(Duration::ZERO, |at| at.elapsed());
+        // Others wait so long for one that does not know that there is something to know.
+        let is_blind = blind >= SECRET_LAG && known.is_rotating
+            || known.has_others && !known.lifetime.is_zero() && blind >= known.lifetime;
+        if is_blind && matches!(self.store, Store::Secret { .. }) {
             let stopped = self.held.send_if_modified(|held| held.take().is_some());
             if stopped {
-                error!("the root is being replaced, and how far that is cannot be read: nothing is signed");
+                error!(
+                    "the root may be being replaced, and how far that is cannot be read: nothing is signed"
+                );
             }
         }
     }

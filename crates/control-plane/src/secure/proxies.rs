@@ -4,7 +4,7 @@
 //! bound to; a proxy whose token is bound to none, and one that was certified before weftd started, is known by its
 //! identity and address. Neither can be made up: a caller that claims many names is one proxy.
 
-use ca::rotation::{BundleLog, LeafReport, ProxyReport};
+use ca::rotation::{BundleLog, LeafReport, ProxyReport, Seen};
 use ca::{BundleHash, IssuedChain, TrustBundle, UnixTime};
 use identity::{Caller, Clock, Recorder};
 use model::{SpiffeId, Str, WorkloadId};
@@ -97,6 +97,11 @@ impl Proxies {
         Duration::from_secs(self.longest_ttl.load(Ordering::Relaxed))
     }
 
+    /// Notes that somebody has issued certificates that live so long.
+    pub(crate) fn note_ttl(&self, ttl: Duration) {
+        self.longest_ttl.fetch_max(ttl.as_secs(), Ordering::Relaxed);
+    }
+
     /// Notes roots that are about to be served, and the version of the secret that they are served as.
     pub(crate) fn note_bundle(&self, bundle: &TrustBundle, version: &Arc<str>) {
         let mut table = self.table.lock();
@@ -109,11 +114,15 @@ impl Proxies {
     }
 
     /// Returns what is known, and what the bundles in it are. Forgets whoever was silent for longer than `lifetime`.
-    pub(crate) fn reports(&self, lifetime: Duration) -> (Vec<ProxyReport>, BundleLog) {
+    pub(crate) fn reports(&self, lifetime: Duration) -> (Vec<Seen>, BundleLog) {
         let now = self.now();
         let mut table = self.table.lock();
         table.known.retain(|_, known| known.is_alive(lifetime, now));
-        let reports = table.known.iter().map(|(key, known)| known.report(key, now)).collect();
+        let reports = table
+            .known
+            .iter()
+            .map(|(key, known)| Seen { report: known.report(key, now), asks: !known.streams.is_empty() })
+            .collect();
         (reports, table.log.clone())
     }
 

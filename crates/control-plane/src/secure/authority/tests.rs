@@ -47,6 +47,8 @@ impl Rig {
             clock,
             metrics: Metrics::default(),
             proxies: proxies.clone(),
+            replicas: None,
+            stopping: CancellationToken::new(),
             held: sender,
             progress: shown,
         };

@@ -426,6 +426,8 @@ impl Everywhere {
             clock: clock.clone(),
             metrics: Metrics::default(),
             proxies: proxies.clone(),
+            replicas: None,
+            stopping: CancellationToken::new(),
             held: holder,
             progress: watch::channel(String::new()).0,
         };
