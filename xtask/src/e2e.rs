@@ -77,15 +77,16 @@ enum Test {
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     tools::install(&Tool::ALL)?;
     system::install()?;
-    let program = match args.test {
-        Test::Identity => "mutual_tls",
-        Test::Capture => "capture",
-        Test::Workloads => "workloads",
+    let programs: &[&str] = match args.test {
+        Test::Identity => &["mutual_tls", "replicas"],
+        Test::Capture => &["capture"],
+        Test::Workloads => &["workloads"],
     };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut test = Command::new(cargo);
-    test.current_dir(workspace::root()).args(["test", "--workspace", "--test", program, "--", "--nocapture"]);
-    succeed(&mut test, program)
+    test.current_dir(workspace::root()).args(["test", "--workspace"]);
+    test.args(programs.iter().flat_map(|program| ["--test", program])).args(["--", "--nocapture"]);
+    succeed(&mut test, "end-to-end test")
 }
 
 fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {

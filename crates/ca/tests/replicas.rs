@@ -46,7 +46,7 @@ impl World {
             leaves: vec![LeafReport { root: self.old.fingerprint(), not_after: NOW.after(DAY) }],
             last_seen: NOW,
         };
-        Seen { report, asks }
+        Seen { report, asks, alias: None }
     }
 
     /// What a replica writes that acts by the present state.
@@ -112,6 +112,21 @@ fn where_a_proxy_asks_for_roots_now_counts_and_not_where_it_was() {
     let there = one(world.report(NOW, &[world.proxy("p", &[], true)]));
     let blockers = world.blockers(vec![world.proxy("p", &both, true)], &there);
     assert_eq!(blockers, [("p".to_owned(), Blocked::NoBundle)]);
+}
+
+#[test]
+fn a_proxy_that_one_replica_knows_by_its_address_alone_is_who_it_says_if_another_one_knows_that_name() {
+    let world = World::new();
+    let both = [&world.old, &world.new];
+    // Its Envoy is connected here with a certificate that names no pod; the token that the other saw does.
+    let mut here = world.proxy("ns/shop/sa/cart at 10.0.0.1", &[], false);
+    assert_eq!(world.blockers(vec![here.clone()], &BTreeMap::new())[0].1, Blocked::NoBundle);
+    here.alias = Some("p".into());
+    assert_eq!(world.blockers(vec![here.clone()], &BTreeMap::new())[0].1, Blocked::NoBundle);
+    let there = one(world.report(NOW, &[world.proxy("p", &both, true)]));
+    assert_eq!(world.next(vec![here.clone()], &there), Ok(Phase::Switched));
+    let there = one(world.report(NOW, &[here]));
+    assert_eq!(world.next(vec![world.proxy("p", &both, true)], &there), Ok(Phase::Switched));
 }
 
 #[test]

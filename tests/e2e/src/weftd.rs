@@ -182,6 +182,11 @@ impl Weftd {
         std::fs::read_to_string(self.scratch.path().join("weftd.log")).unwrap_or_default()
     }
 
+    /// Kills it, without a word, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
     /// Asks it to end, as Kubernetes does, and waits.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::client::{Answer, Client};
-use e2e::identity::{BYTES_PORT, HTTP_PORT, IMPOSTOR_PORT, Mesh};
+use e2e::identity::{BYTES_PORT, HTTP_PORT, IMPOSTOR_PORT, Kept, Mesh};
 use e2e::{PATIENCE, eventually};
 
 const SERVER: &str = "server.shop.svc.cluster.local";
@@ -23,7 +23,7 @@ const ROTATION_LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
 fn workloads_prove_who_they_are_while_certificates_and_roots_are_replaced() {
-    let mesh = Mesh::start().unwrap();
+    let mesh = Mesh::start(Kept::Directory).unwrap();
     let result = everything(&mesh);
     if let Err(error) = result {
         let tail = |log: String| {

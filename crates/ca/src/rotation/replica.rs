@@ -55,6 +55,8 @@ pub struct Seen {
     pub report: ProxyReport,
     /// Whether it has a stream to this replica that asks for roots.
     pub asks: bool,
+    /// The name that it says it has, if this replica cannot tell. Where another one knows somebody of that name, it is the same.
+    pub alias: Option<Arc<str>>,
 }
 
 /// What one replica knows, as it is written for the others.
@@ -86,6 +88,8 @@ struct SharedProxy {
     n: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     asks: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alias: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     acked: Option<usize>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -144,7 +148,7 @@ impl ReplicaReport {
         let mut numbers: BTreeMap<BundleHash, usize> =
             self.bundles.iter().enumerate().map(|(number, (hash, _))| (*hash, number)).collect();
         let mut roots = BTreeMap::new();
-        for Seen { report, asks } in seen {
+        for Seen { report, asks, alias } in seen {
             let mut number = |hash: &BundleHash| {
                 let next = numbers.len();
                 let number = *numbers.entry(*hash).or_insert(next);
@@ -166,7 +170,15 @@ impl ReplicaReport {
             });
             let leaves = leaves.collect();
             let (n, seen) = (report.name.to_string(), report.last_seen);
-            self.proxies.push(SharedProxy { n, asks: *asks, acked, sent, leaves, seen });
+            self.proxies.push(SharedProxy {
+                n,
+                asks: *asks,
+                alias: alias.as_deref().map(str::to_owned),
+                acked,
+                sent,
+                leaves,
+                seen,
+            });
         }
         self
     }
@@ -230,6 +242,7 @@ impl ReplicaReport {
             },
             // The streams of one that is gone are gone.
             asks: proxy.asks && is_present,
+            alias: proxy.alias.as_deref().map(Arc::from),
         })
     }
 }
@@ -278,6 +291,18 @@ pub fn together(
         if !report.has_left {
             all.replicas.push(replica);
         }
+    }
+    let aliased: Vec<(Arc<str>, Arc<str>)> = by_name
+        .iter()
+        .filter_map(|(name, seen)| {
+            let alias = seen.iter().find_map(|seen| seen.alias.clone())?;
+            (alias != *name && by_name.contains_key(&alias)).then(|| (name.clone(), alias))
+        })
+        .collect();
+    for (name, alias) in aliased {
+        let seen = by_name.remove(&name).unwrap_or_default();
+        // The name that it is really known by comes first.
+        by_name.entry(alias).or_default().extend(seen);
     }
     all.proxies = by_name.into_values().filter_map(|seen| united(&seen)).collect();
     all

@@ -54,6 +54,8 @@ struct Known {
     last: Held,
     leaves: Vec<Leaf>,
     seen: Option<UnixTime>,
+    /// The pod that it says it is, which only a token would prove.
+    claims: Option<Str>,
 }
 
 /// The roots that a proxy may use.
@@ -121,7 +123,11 @@ impl Proxies {
         let reports = table
             .known
             .iter()
-            .map(|(key, known)| Seen { report: known.report(key, now), asks: !known.streams.is_empty() })
+            .map(|(key, known)| Seen {
+                report: known.report(key, now),
+                asks: !known.streams.is_empty(),
+                alias: known.alias(key),
+            })
             .collect();
         (reports, table.log.clone())
     }
@@ -148,6 +154,7 @@ impl Proxies {
         let known = table.known.entry(key.clone()).or_default();
         known.seen = Some(now);
         known.others += 1;
+        known.claims = Some(workload.name.clone());
         if let Some(presented) = presented {
             known.present(presented);
         }
@@ -204,6 +211,12 @@ impl Held {
 }
 
 impl Known {
+    /// Returns the name that it would have if it were the pod that it says it is.
+    fn alias(&self, key: &Key) -> Option<Str> {
+        let (Key::At { id, .. }, Some(name)) = (key, &self.claims) else { return None };
+        Some(Key::Pod { id: id.clone(), name: name.clone() }.to_string().into())
+    }
+
     fn is_connected(&self) -> bool {
         self.others > 0 || !self.streams.is_empty()
     }

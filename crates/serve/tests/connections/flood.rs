@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// The resident memory of this process, in KiB.
 fn resident() -> u64 {
@@ -53,7 +54,7 @@ async fn ten_thousand_strangers_delay_nobody_and_take_little_memory() {
     let mut slowest = Duration::ZERO;
     for batch in 0..100 {
         for stranger in 0..100 {
-            strangers.push(connect_as_stranger(address, stranger).await);
+            strangers.push(connect_as_stranger(address, stranger, &connector).await);
         }
         let asked = Instant::now();
         assert_eq!(known.text("/").await, "served");
@@ -71,15 +72,34 @@ async fn ten_thousand_strangers_delay_nobody_and_take_little_memory() {
     serving.abort();
 }
 
-/// Opens a connection and goes as far as `kind` says: TCP only, the beginning of a handshake, or nonsense.
-async fn connect_as_stranger(address: SocketAddr, kind: usize) -> TcpStream {
+/// A connection that goes no further.
+#[expect(dead_code, reason = "kept so that the connection stays open")]
+enum Stranger {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Opens a connection and goes as far as `kind` says: TCP only, the beginning of a handshake, nonsense, all of the
+/// handshake, or the beginning of HTTP/2 over TLS.
+async fn connect_as_stranger(address: SocketAddr, kind: usize, connector: &TlsConnector) -> Stranger {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const NO_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let bytes: &[u8] = match kind % 3 {
+    let bytes: &[u8] = match kind % 5 {
         0 => b"",
         1 => &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01],
-        _ => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        2 => PREFACE,
+        kind => {
+            let name = ServerName::try_from("server.test").unwrap();
+            let mut stream = connector.connect(name, stream).await.unwrap();
+            if kind == 4 {
+                // It may have been closed already, as below.
+                let _ = stream.write_all(&[PREFACE, NO_SETTINGS].concat()).await;
+                let _ = stream.flush().await;
+            }
+            return Stranger::Tls(Box::new(stream));
+        }
     };
-    // It may have been closed already.
     let _ = stream.write_all(bytes).await;
-    stream
+    Stranger::Tcp(stream)
 }

@@ -107,6 +107,15 @@ impl Process {
         child.try_wait().map_err(RigError::io(format!("could not ask for the status of {}", self.part)))
     }
 
+    /// Kills it, without a word, and waits until it is gone.
+    pub fn kill(&mut self) {
+        // One that has ended has no process id any more: somebody else may have it.
+        if matches!(self.status(), Ok(None)) {
+            self.signal(Signal::KILL);
+        }
+        let _ = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).wait();
+    }
+
     /// Asks the process to end, as Kubernetes does, and waits; kills it after `limit`.
     pub fn terminate(self, limit: Duration) -> Result<(), RigError> {
         self.signal(Signal::TERM);
@@ -134,10 +143,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Before the child is waited for: until then nobody else can get its process id.
-        self.signal(Signal::KILL);
+        self.kill();
         watch('-', self.id);
-        let _ = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).wait();
         if thread::panicking() {
             eprintln!("--- {}: end of {}\n{}\n---", self.part, self.log.display(), self.log_tail());
         }

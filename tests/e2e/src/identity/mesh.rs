@@ -1,11 +1,14 @@
 //! The mesh: what the API server has, weftd, the agents and the app.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use testkit::rig::http::Request;
 use testkit::rig::process::Scratch;
 use testkit::rig::{ApiServer, Etcd};
@@ -23,8 +26,24 @@ pub const BYTES_PORT: u16 = 8001;
 /// The port of a service whose pods are said to run under another account than they do.
 pub const IMPOSTOR_PORT: u16 = 8002;
 
-/// How long certificates live.
-const TTL: &str = "10s";
+/// Where the certificate authority is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// In a directory, by one weftd.
+    Directory,
+    /// In Secrets, by two: the client's side talks to one of them, the server's to the other.
+    Secrets,
+}
+
+impl Kept {
+    /// How long certificates live: long enough for a weftd to start anew meanwhile, if it is to.
+    fn ttl(self) -> &'static str {
+        match self {
+            Self::Directory => "10s",
+            Self::Secrets => "30s",
+        }
+    }
+}
 
 /// Everything; killed on drop.
 #[derive(Debug)]
@@ -35,12 +54,16 @@ pub struct Mesh {
     pub server: Agent,
     /// Between them.
     pub weftd: Weftd,
+    /// Another one, if the authority is kept in Secrets.
+    pub other: Option<Weftd>,
+    replicas: Vec<(Network, Vec<OsString>)>,
     network: Network,
     folder: Scratch,
     pods: Ipv4Addr,
     ports: [u16; 2],
     _apps: [App; 2],
-    _api: (ApiServer, Etcd),
+    api: ApiServer,
+    _etcd: Etcd,
 }
 
 impl Mesh {
@@ -49,7 +72,7 @@ impl Mesh {
     /// # Errors
     ///
     /// If a part does not start.
-    pub fn start() -> anyhow::Result<Self> {
+    pub fn start(kept: Kept) -> anyhow::Result<Self> {
         let (network, pods) = (Network::claim()?, machine_address()?);
         let folder = Scratch::new("identity")?;
         let etcd = Etcd::start()?;
@@ -77,24 +100,36 @@ impl Mesh {
         }
 
         let ca = folder.path().join("ca");
-        let secure = network.socket(255, 1, 15012);
-        let arguments = [
-            "--kubeconfig".into(),
-            api.kubeconfig().into(),
-            "--ca-dir".into(),
-            ca.clone().into(),
-            "--secure-grpc-addr".into(),
-            secure.to_string().into(),
-            "--workload-cert-ttl".into(),
-            TTL.into(),
-            "--max-workload-cert-ttl".into(),
-            TTL.into(),
-        ];
-        let weftd = Weftd::start_with(&network, &arguments)?;
-        let roots = crate::eventually("weftd's roots", crate::PATIENCE, || {
-            fs::read_to_string(ca.join("root-cert.pem")).context("no roots yet")
+        let ttl = kept.ttl();
+        let names: &[&str] = if kept == Kept::Secrets { &["weftd-a", "weftd-b"] } else { &["weftd-a"] };
+        let mut replicas = Vec::new();
+        for name in names {
+            let network = Network::claim()?;
+            let secure = network.socket(255, 1, 15012).to_string();
+            let mut arguments: Vec<OsString> = vec!["--kubeconfig".into(), api.kubeconfig().into()];
+            for argument in ["--secure-grpc-addr", &secure, "--replica-name", name] {
+                arguments.push(argument.into());
+            }
+            for argument in ["--workload-cert-ttl", ttl, "--max-workload-cert-ttl", ttl] {
+                arguments.push(argument.into());
+            }
+            if kept == Kept::Directory {
+                arguments.extend(["--ca-dir".into(), ca.clone().into()]);
+            }
+            replicas.push((network, arguments));
+        }
+        let mut weftds = Vec::new();
+        for (network, arguments) in &replicas {
+            weftds.push(Weftd::start_with(network, arguments)?);
+        }
+        let mut weftds = weftds.into_iter();
+        let (weftd, other) = (weftds.next().context("a weftd")?, weftds.next());
+        let roots = crate::eventually("weftd's roots", crate::PATIENCE, || match kept {
+            Kept::Directory => fs::read_to_string(ca.join("root-cert.pem")).context("no roots yet"),
+            Kept::Secrets => secret(&api, "istio-ca-secret", "root-cert.pem"),
         })?;
-        let start = |account: &str| -> anyhow::Result<Agent> {
+        let start = |account: &str, replica: usize| -> anyhow::Result<Agent> {
+            let secure = replicas[replica % replicas.len()].0.socket(255, 1, 15012);
             let pod = format!("{account}-1");
             let token = api.kubectl(&[
                 "-n",
@@ -118,13 +153,25 @@ impl Mesh {
                 roots: &roots,
                 weftd: secure,
                 network: None,
-                variables: &[],
+                variables: &[("SECRET_TTL", ttl.to_owned())],
                 files: &[],
             })
         };
-        let (client, server) = (start("client")?, start("server")?);
-        let mesh =
-            Self { client, server, weftd, network, folder, pods, ports, _apps: apps, _api: (api, etcd) };
+        let (client, server) = (start("client", 0)?, start("server", 1)?);
+        let mesh = Self {
+            client,
+            server,
+            weftd,
+            other,
+            replicas,
+            network,
+            folder,
+            pods,
+            ports,
+            _apps: apps,
+            api,
+            _etcd: etcd,
+        };
         for agent in [&mesh.client, &mesh.server] {
             agent.wait_ready().with_context(|| format!("{}\n{}", mesh.weftd.log(), agent.log()))?;
         }
@@ -141,6 +188,38 @@ impl Mesh {
         self.ports.map(|port| SocketAddr::from((self.pods, port)))
     }
 
+    /// Kills one of the two weftds, and starts it anew.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub fn kill(&mut self, other: bool) -> anyhow::Result<()> {
+        let (network, arguments) = &self.replicas[usize::from(other)];
+        let killed = if other { self.other.as_mut() } else { Some(&mut self.weftd) };
+        let killed = killed.context("there is only one")?;
+        killed.kill();
+        *killed = Weftd::start_with(network, arguments)?;
+        Ok(())
+    }
+
+    /// Asks the API server.
+    ///
+    /// # Errors
+    ///
+    /// If it refuses.
+    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        Ok(self.api.kubectl(arguments)?)
+    }
+
+    /// Returns text in a Secret of weftd's namespace.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn secret(&self, name: &str, key: &str) -> anyhow::Result<String> {
+        secret(&self.api, name, key)
+    }
+
     /// Returns the folder of the certificate authority.
     pub fn authority(&self) -> PathBuf {
         self.folder.path().join("ca")
@@ -152,7 +231,16 @@ impl Mesh {
     ///
     /// If it says nothing.
     pub fn rotation(&self) -> anyhow::Result<String> {
-        Ok(Request::get("/debug/rotationz").send(self.weftd.monitoring())?.text())
+        self.rotation_of(&self.weftd)
+    }
+
+    /// As [`Mesh::rotation`], of one of several.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn rotation_of(&self, weftd: &Weftd) -> anyhow::Result<String> {
+        Ok(Request::get("/debug/rotationz").send(weftd.monitoring())?.text())
     }
 
     /// Returns one of weftd's metrics, with its labels as they are written.
@@ -165,6 +253,13 @@ impl Mesh {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.and_then(|value| value.parse().ok()).unwrap_or_default())
     }
+}
+
+fn secret(api: &ApiServer, name: &str, key: &str) -> anyhow::Result<String> {
+    let object = api.kubectl(&["-n", "istio-system", "get", "secret", name, "-o", "json"])?;
+    let object: serde_json::Value = serde_json::from_str(&object)?;
+    let data = object["data"][key].as_str().with_context(|| format!("{name} has no {key}"))?;
+    Ok(String::from_utf8(STANDARD.decode(data)?)?)
 }
 
 /// Answers HTTP to HTTP, and anything else with itself.

@@ -14,5 +14,5 @@ mod mesh;
 mod pods;
 
 pub use agent::{Agent, Identity, for_everybody};
-pub use mesh::{BYTES_PORT, HTTP_PORT, IMPOSTOR_PORT, Mesh};
+pub use mesh::{BYTES_PORT, HTTP_PORT, IMPOSTOR_PORT, Kept, Mesh};
 pub use pods::{Cluster, InPod, Workload};
