@@ -79,11 +79,11 @@ impl Doubts {
 
     /// A slice is gone; perhaps the last one of its address type. Those that went with it, unseen by anybody, then count
     /// as it does: watches that begin anew tell of everything that has gone meanwhile in any order.
-    pub(crate) fn gone(&mut self, service: &Named, slice: Arc<Object>, is_last: bool) {
+    pub(crate) fn gone(&mut self, service: &Named, slice: &Arc<Object>, is_last: bool) {
         let leaving = self.leaving.entry(service.clone()).or_default();
         leaving.push(slice.clone());
         if is_last {
-            let same = leaving.extract_if(.., |gone| address_type(gone) == address_type(&slice));
+            let same = leaving.extract_if(.., |gone| address_type(gone) == address_type(slice));
             self.departed.entry(service.clone()).or_default().slices.extend(same);
         }
     }

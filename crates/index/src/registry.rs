@@ -457,7 +457,7 @@ impl Registry {
             })
         };
         let is_last = !rest().any(|other| other.address_type == slice.address_type);
-        self.doubts.gone(&service, object.clone(), is_last);
+        self.doubts.gone(&service, &object, is_last);
         let pods: BTreeSet<Named> = rest().flat_map(|slice| slice_pods(slice, &named.0)).collect();
         for pod in slice_pods(slice, &named.0).filter(|pod| !pods.contains(pod)) {
             remove_from(&mut self.pod_services, &pod, &service);
