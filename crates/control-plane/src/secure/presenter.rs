@@ -75,7 +75,12 @@ impl Presenter {
         let mut presented = Presented::default();
         let mut is_news = true;
         loop {
-            let held = self.held.borrow_and_update().clone();
+            let held = {
+                let newest = self.held.borrow_and_update();
+                // It may have come with what ended the wait, or since.
+                is_news |= newest.has_changed();
+                newest.clone()
+            };
             let bundles = self.bundles.borrow_and_update().clone();
             let mut pause = RETRY;
             if let Some(held) = held {

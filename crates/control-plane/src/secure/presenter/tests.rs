@@ -225,6 +225,22 @@ async fn two_hundred_rotations_lose_no_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_held_is_news_whatever_comes_with_it() {
+    let root = authority();
+    let mut rig = Rig::start(held(&root, &[]), Pace::STANDARD);
+    rig.tls.wait_for(Option::is_some).await.unwrap();
+    let bundle = rig.wanted();
+    // Which of two events is seen first is chance.
+    for _ in 0..30 {
+        rig.tls.mark_unchanged();
+        rig.held.send_replace(Some(held(&root, &[])));
+        rig.tell(&bundle);
+        let renewed = tokio::time::timeout(Duration::from_secs(1), rig.tls.changed());
+        renewed.await.expect("another certificate").unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_root_is_waited_for_and_an_old_one_outlives_its_time() {
     let (old, new) = (authority(), authority());
     let mut rig = Rig::start(held(&old, &[]), Pace::STANDARD);
