@@ -195,6 +195,9 @@ fn made_of(answer: &Answer) -> Made {
     };
     match answer {
         Answer::Set(set) => of_set(set),
+        Answer::Resources(all) => {
+            Made { resources: all.len(), bytes: all.iter().map(|resource| resource.bytes().len()).sum() }
+        }
         Answer::Resource(Some(resource)) => Made { resources: 1, bytes: resource.bytes().len() },
         _ => Made::default(),
     }
