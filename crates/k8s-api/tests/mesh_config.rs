@@ -98,7 +98,7 @@ fn layers_are_parsed_with_warnings() {
     let shared = ("shared", "trustDomain: a\nrootNamespace: root\n");
     let own = (
         "own",
-        "trustDomain: b\nrootNamespaze: x\ndefaultConfig:\n  drainDuration: 3s\n  concurrency: 2\nextensionProviders: []\n",
+        "trustDomain: b\nrootNamespaze: x\ndefaultConfig:\n  drainDuration: 3s\n  statNameLength: 2\nextensionProviders: []\n",
     );
     let parsed = MeshConfig::parse(&[shared, own]).unwrap();
     assert_eq!((parsed.config.trust_domain.as_str(), parsed.config.root_namespace.as_str()), ("b", "root"));
@@ -108,7 +108,7 @@ fn layers_are_parsed_with_warnings() {
         warnings,
         [
             "own: line 2: rootNamespaze: unknown field, it has no effect",
-            "own: line 5: defaultConfig.concurrency: Weft does not act on this field yet",
+            "own: line 5: defaultConfig.statNameLength: Weft does not act on this field yet",
             "own: line 6: extensionProviders: Weft does not act on this field yet",
         ]
     );
@@ -162,8 +162,9 @@ fn documentation_has_the_table() {
 
 #[test]
 fn set_fields_that_are_not_read_are_listed() {
-    let layer = json!({ "trustDomain": "a", "ca": {}, "ingressClass": null, "defaultConfig": { "image": {}, "drainDuration": "1s" } });
-    assert_eq!(fields_not_read(&layer), ["ca", "defaultConfig.image"]);
+    let layer = json!({ "trustDomain": "a", "ca": {}, "ingressClass": null, "defaultConfig": { "image": {}, "statNameLength": 9, "drainDuration": "1s" } });
+    // The image is the injector's.
+    assert_eq!(fields_not_read(&layer), ["ca", "defaultConfig.statNameLength"]);
 }
 
 #[test]

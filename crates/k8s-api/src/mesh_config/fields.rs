@@ -8,6 +8,8 @@ use serde_json::Value;
 pub enum Use {
     /// It does.
     Read,
+    /// The injector and weft-agent do, which make proxies what it says; nothing that is served depends on it.
+    InPods,
     /// Not yet: setting it has no effect, which is logged.
     NotYet,
 }
@@ -25,6 +27,10 @@ const fn read(path: &'static str) -> Field {
     Field { path, used: Use::Read }
 }
 
+const fn in_pods(path: &'static str) -> Field {
+    Field { path, used: Use::InPods }
+}
+
 const fn not_yet(path: &'static str) -> Field {
     Field { path, used: Use::NotYet }
 }
@@ -40,45 +46,45 @@ pub const FIELDS: &[Field] = &[
     not_yet("configSources"),
     read("connectTimeout"),
     not_yet("defaultConfig.availabilityZone"),
-    not_yet("defaultConfig.binaryPath"),
+    in_pods("defaultConfig.binaryPath"),
     not_yet("defaultConfig.caCertificatesPem"),
-    not_yet("defaultConfig.concurrency"),
-    not_yet("defaultConfig.configPath"),
+    in_pods("defaultConfig.concurrency"),
+    in_pods("defaultConfig.configPath"),
     read("defaultConfig.connectionSettings"),
-    not_yet("defaultConfig.controlPlaneAuthPolicy"),
+    in_pods("defaultConfig.controlPlaneAuthPolicy"),
     not_yet("defaultConfig.customConfigFile"),
-    not_yet("defaultConfig.discoveryAddress"),
+    in_pods("defaultConfig.discoveryAddress"),
     not_yet("defaultConfig.discoveryRefreshDelay"),
     read("defaultConfig.drainDuration"),
     not_yet("defaultConfig.envoyAccessLogService"),
     not_yet("defaultConfig.envoyMetricsService"),
     not_yet("defaultConfig.envoyMetricsServiceAddress"),
-    not_yet("defaultConfig.extraStatTags"),
-    not_yet("defaultConfig.fileFlushInterval"),
-    not_yet("defaultConfig.fileFlushMinSizeKb"),
+    in_pods("defaultConfig.extraStatTags"),
+    in_pods("defaultConfig.fileFlushInterval"),
+    in_pods("defaultConfig.fileFlushMinSizeKb"),
     read("defaultConfig.gatewayTopology"),
-    not_yet("defaultConfig.holdApplicationUntilProxyStarts"),
-    not_yet("defaultConfig.image"),
-    not_yet("defaultConfig.interceptionMode"),
+    in_pods("defaultConfig.holdApplicationUntilProxyStarts"),
+    in_pods("defaultConfig.image"),
+    in_pods("defaultConfig.interceptionMode"),
     not_yet("defaultConfig.meshId"),
     not_yet("defaultConfig.parentShutdownDuration"),
     not_yet("defaultConfig.privateKeyProvider"),
-    not_yet("defaultConfig.proxyAdminPort"),
+    in_pods("defaultConfig.proxyAdminPort"),
     not_yet("defaultConfig.proxyBootstrapTemplatePath"),
     read("defaultConfig.proxyHeaders"),
-    not_yet("defaultConfig.proxyMetadata"),
-    not_yet("defaultConfig.proxyStatsMatcher"),
+    in_pods("defaultConfig.proxyMetadata"),
+    in_pods("defaultConfig.proxyStatsMatcher"),
     not_yet("defaultConfig.readinessProbe"),
-    not_yet("defaultConfig.runtimeValues"),
+    in_pods("defaultConfig.runtimeValues"),
     not_yet("defaultConfig.sds"),
-    not_yet("defaultConfig.serviceCluster"),
+    in_pods("defaultConfig.serviceCluster"),
     not_yet("defaultConfig.statNameLength"),
-    not_yet("defaultConfig.statsEvictionInterval"),
+    in_pods("defaultConfig.statsEvictionInterval"),
     not_yet("defaultConfig.statsdUdpAddress"),
-    not_yet("defaultConfig.statusPort"),
-    not_yet("defaultConfig.terminationDrainDuration"),
+    in_pods("defaultConfig.statusPort"),
+    in_pods("defaultConfig.terminationDrainDuration"),
     not_yet("defaultConfig.tracing"),
-    not_yet("defaultConfig.tracingServiceName"),
+    in_pods("defaultConfig.tracingServiceName"),
     not_yet("defaultConfig.zipkinAddress"),
     read("defaultDestinationRuleExportTo"),
     read("defaultHttpRetryPolicy"),
@@ -92,7 +98,7 @@ pub const FIELDS: &[Field] = &[
     read("dnsRefreshRate"),
     read("enableAutoMtls"),
     not_yet("enableEnvoyAccessLogService"),
-    not_yet("enablePrometheusMerge"),
+    in_pods("enablePrometheusMerge"),
     not_yet("enableTracing"),
     not_yet("extensionProviders"),
     read("h2UpgradePolicy"),
@@ -136,6 +142,7 @@ pub fn markdown() -> String {
     for Field { path, used } in FIELDS {
         let used = match used {
             Use::Read => "read",
+            Use::InPods => "read by the injector and weft-agent",
             Use::NotYet => "not yet: setting it has no effect and is logged",
         };
         text.push_str(&format!("| `{path}` | {used} |\n"));
