@@ -28,7 +28,7 @@ enum Edits {
     /// By writing files that the server watches.
     Files(Config),
     /// By requests to the API server that the server watches.
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
     /// By a command that is given files.
     Command(Config, String),
     /// Not at all.
@@ -42,7 +42,7 @@ impl Target {
             Server::Weftd => {
                 let cluster = Cluster::start(files).await?;
                 let flags = [OsString::from("--kubeconfig"), cluster.kubeconfig().into()];
-                Self::weftd(&flags, Edits::Cluster(cluster))
+                Self::weftd(&flags, Edits::Cluster(Box::new(cluster)))
             }
             Server::WeftdOnFiles => {
                 let config = Config::new()?;
