@@ -78,7 +78,7 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     tools::install(&Tool::ALL)?;
     system::install()?;
     let programs: &[&str] = match args.test {
-        Test::Identity => &["mutual_tls", "replicas"],
+        Test::Identity => &["mutual_tls", "replicas", "agentless"],
         Test::Capture => &["capture"],
         Test::Workloads => &["workloads"],
     };
