@@ -1,6 +1,6 @@
 //! Ten thousand strangers on real sockets, while somebody known is served.
 
-use crate::rig::{Client, tls_configs};
+use crate::rig::{Client, MEASURING, resident, tls_configs};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,15 +16,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// The resident memory of this process, in KiB.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[tokio::test]
 async fn ten_thousand_strangers_delay_nobody_and_take_little_memory() {
+    let _alone = MEASURING.lock().await;
     let (server, client) = tls_configs();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
