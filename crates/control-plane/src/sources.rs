@@ -51,6 +51,7 @@ impl Sources {
             let config = controllers::Config {
                 kubeconfig: args.source.kubeconfig.clone(),
                 namespace: args.source.namespace.clone(),
+                revision: args.mesh.revision.clone(),
                 mesh_config_map: revisioned("istio", &args.mesh.revision),
                 base_mesh_config: base.map_or_else(|| json!({}), |(values, _)| values),
                 last_good_mesh_config: saved.mesh.clone(),

@@ -110,6 +110,7 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
                         }
                     }
                 }
+                Change::Revisions(names) => index.set_revisions(names),
                 Change::CatchingUp => hold = Some(Instant::now() + CATCHING_UP),
                 Change::Synced(source) => {
                     if waiting_for.remove(source) {

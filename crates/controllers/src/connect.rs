@@ -15,6 +15,8 @@ pub struct Config {
     pub kubeconfig: Option<PathBuf>,
     /// The namespace of the control plane, where its ConfigMaps are.
     pub namespace: String,
+    /// The revision that objects with the label `istio.io/rev` must belong to, by its name or a tag.
+    pub revision: String,
     /// The name of the ConfigMap with the mesh configuration, such as `istio`.
     pub mesh_config_map: String,
     /// The mesh configuration that the ConfigMap is merged over, as an object of MeshConfig's fields; `null` for none.
@@ -29,6 +31,7 @@ impl Config {
         Self {
             kubeconfig,
             namespace: namespace.to_owned(),
+            revision: String::new(),
             mesh_config_map: String::new(),
             base_mesh_config: serde_json::Value::Null,
             last_good_mesh_config: None,
@@ -172,6 +175,7 @@ mod tests {
         let config = Config {
             kubeconfig: Some(file.path().to_owned()),
             namespace: "istio-system".to_owned(),
+            revision: String::new(),
             mesh_config_map: "istio".to_owned(),
             base_mesh_config: Value::Null,
             last_good_mesh_config: None,

@@ -28,6 +28,7 @@ mod mesh_settings;
 mod objects;
 mod outage;
 mod proxy_configs;
+mod revision_tags;
 mod run;
 mod source;
 mod state;

@@ -1,13 +1,14 @@
 //! The ProxyConfigs of a cluster, for those who make proxies.
 
 use crate::kinds::Absence;
+use crate::revision_tags::REVISION;
 use crate::source::everywhere;
 use crate::tap::{Name, Seen, Selection, name_of, tap};
 use k8s_api::proxy_config::{ProxyConfig, ProxyConfigSpec};
 use kube::Client;
 use parking_lot::RwLock;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -41,11 +42,23 @@ impl ProxyConfigs {
 
     /// Returns what applies to a pod, the most general first, in the fields of MeshConfig's `defaultConfig`: that of the
     /// mesh, which is in the root namespace, of the pod's namespace, and of those that select the pod. Where several say
-    /// something at one level, the oldest counts.
-    pub fn layers(&self, root: &str, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<Value> {
+    /// something at one level, the oldest counts. Those of other revisions than `revisions` do not.
+    pub fn layers(
+        &self,
+        revisions: &BTreeSet<String>,
+        root: &str,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Vec<Value> {
         let known = self.0.read();
+        let is_ours = |object: &ProxyConfig| {
+            let revision = object.metadata.labels.iter().flatten().find(|(key, _)| *key == REVISION);
+            revision.is_none_or(|(_, revision)| revisions.contains(revision))
+        };
         let oldest = |namespace: &str, is_meant: &dyn Fn(&ProxyConfigSpec) -> bool| {
-            let meant = known.iter().filter(|((of, _), object)| of == namespace && is_meant(&object.spec));
+            let meant = known
+                .iter()
+                .filter(|((of, _), object)| of == namespace && is_ours(object) && is_meant(&object.spec));
             let oldest = meant.min_by_key(|((_, name), object)| {
                 (object.metadata.creation_timestamp.as_ref().map(|time| time.0), name.clone())
             });
@@ -104,16 +117,21 @@ mod tests {
             object("shop", "old", 5, &json!({"concurrency": 3})),
             object("shop", "cart", 0, &selecting),
         ]));
+        let ours = BTreeSet::from(["default".to_owned()]);
         let labels = |app: &str| BTreeMap::from([("app".to_owned(), app.to_owned())]);
         let of_mesh = json!({"concurrency": 1, "proxyMetadata": {"A": "mesh"}});
         assert_eq!(
-            known.layers("root", "shop", &labels("cart")),
+            known.layers(&ours, "root", "shop", &labels("cart")),
             [of_mesh.clone(), json!({"concurrency": 3}), json!({"image": {"imageType": "debug"}})]
         );
-        assert_eq!(known.layers("root", "shop", &labels("till"))[1..], [json!({"concurrency": 3})]);
-        assert_eq!(known.layers("root", "other", &labels("cart")), std::slice::from_ref(&of_mesh));
-        assert_eq!(known.layers("root", "root", &BTreeMap::new()), [of_mesh]);
+        assert_eq!(known.layers(&ours, "root", "shop", &labels("till"))[1..], [json!({"concurrency": 3})]);
+        assert_eq!(known.layers(&ours, "root", "other", &labels("cart")), std::slice::from_ref(&of_mesh));
+        assert_eq!(known.layers(&ours, "root", "root", &BTreeMap::new()), [of_mesh]);
+        let mut of_another = object("shop", "old", 5, &json!({"concurrency": 3}));
+        of_another.metadata.labels = Some(BTreeMap::from([(REVISION.to_owned(), "canary".to_owned())]));
+        known.take_in(Seen::Is(of_another));
+        assert_eq!(known.layers(&ours, "x", "shop", &BTreeMap::new()), [json!({"concurrency": 7})]);
         known.take_in(Seen::Gone(("shop".to_owned(), "old".to_owned())));
-        assert_eq!(known.layers("x", "shop", &BTreeMap::new()), [json!({"concurrency": 7})]);
+        assert_eq!(known.layers(&ours, "x", "shop", &BTreeMap::new()), [json!({"concurrency": 7})]);
     }
 }

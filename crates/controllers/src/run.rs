@@ -5,6 +5,7 @@ use crate::kinds::{Absence, Kind};
 use crate::mesh_settings::MeshSettings;
 use crate::objects::{Follower, Objects};
 use crate::outage::Outage;
+use crate::revision_tags::RevisionTags;
 use crate::source::{Progress, Source, everywhere};
 use crate::state::{Reporter, States};
 use index::Change;
@@ -23,10 +24,13 @@ use tokio::task::JoinSet;
 
 /// The name of the source that follows the mesh configuration.
 const MESH_CONFIG: &str = "MeshConfig";
+/// The name of the source that follows the names of the revision.
+const REVISION_TAG: &str = "RevisionTag";
 
 /// The names of the sources: each tells `Change::Synced` once.
 pub const SOURCES: &[&str] = &[
     MESH_CONFIG,
+    REVISION_TAG,
     Service::NAME,
     EndpointSlice::NAME,
     Pod::NAME,
@@ -71,6 +75,7 @@ pub async fn run(
     let outage = Outage::new(client.clone(), sender.clone());
     let mut sources = Sources { client, sender: sender.clone(), states, outage, tasks: JoinSet::new() };
     sources.follow_mesh_config(mesh, &config.namespace, &config.mesh_config_map);
+    sources.follow_revision_tags(&config.revision);
     sources.follow::<Service>();
     sources.follow::<EndpointSlice>();
     sources.follow::<Pod>();
@@ -130,6 +135,20 @@ impl Sources {
             absence: Absence::Forbidden,
             follower: mesh,
             reporter: Reporter::new(MESH_CONFIG, self.states.clone()),
+            sender: self.sender.clone(),
+            progress: Progress::new(),
+            outage: self.outage.clone(),
+        });
+    }
+
+    fn follow_revision_tags(&mut self, revision: &str) {
+        self.spawn(Source {
+            api: everywhere(&self.client),
+            fields: None,
+            labels: Some(RevisionTags::selector(revision)),
+            absence: Absence::Forbidden,
+            follower: RevisionTags::new(revision),
+            reporter: Reporter::new(REVISION_TAG, self.states.clone()),
             sender: self.sender.clone(),
             progress: Progress::new(),
             outage: self.outage.clone(),

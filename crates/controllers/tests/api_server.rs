@@ -23,6 +23,7 @@ struct Told {
     removed: Vec<String>,
     synced: BTreeSet<&'static str>,
     trust_domain: String,
+    revisions: BTreeSet<String>,
 }
 
 impl Told {
@@ -45,6 +46,7 @@ impl Told {
             Change::Delete(key) => self.delete(&key),
             Change::MeshConfig(config) => self.trust_domain = config.trust_domain,
             Change::CatchingUp => {}
+            Change::Revisions(names) => self.revisions = names,
             Change::Synced(source) => assert!(self.synced.insert(source), "{source} is synced twice"),
         }
     }
@@ -75,6 +77,7 @@ impl Cluster {
         let config = Config {
             kubeconfig: Some(server.kubeconfig().to_owned()),
             namespace: "istio-system".to_owned(),
+            revision: "default".to_owned(),
             mesh_config_map: "istio".to_owned(),
             base_mesh_config: json!({ "trustDomain": "base" }),
             last_good_mesh_config: None,

@@ -16,6 +16,9 @@ use translate::Context;
 /// The label that Kubernetes puts on every namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
+/// The label by which an object belongs to a revision.
+const REVISION: &str = "istio.io/rev";
+
 /// An object with the place it was read from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sourced {
@@ -69,6 +72,8 @@ pub enum Change {
     Delete(ApiKey),
     /// The mesh configuration, complete.
     MeshConfig(Box<ApiMeshConfig>),
+    /// The names of the revision whose objects count: its own, and tags.
+    Revisions(BTreeSet<String>),
     /// The source of this name has told its whole state.
     Synced(&'static str),
     /// Sources that lost touch together are about to catch up, each at its own pace: for a moment what they tell may be
@@ -131,6 +136,8 @@ pub struct Index {
     pub(crate) accepted: HashMap<ApiKey, Arc<Object>>,
     /// Last accepted forms of another process, whose objects have not been seen yet.
     restored: HashMap<ApiKey, Arc<Object>>,
+    /// The names of the revision whose objects count; nothing if all do.
+    revisions: Option<BTreeSet<String>>,
     /// What cannot be read, and why.
     unread: BTreeMap<ObjectKey, Str>,
     /// What is not used because something else is there already.
@@ -157,6 +164,7 @@ impl Index {
             objects: HashMap::new(),
             accepted: HashMap::new(),
             restored: HashMap::new(),
+            revisions: None,
             unread: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             builder,
@@ -187,6 +195,24 @@ impl Index {
                 }
                 self.take_in(&sourced);
             }
+        }
+    }
+
+    /// Says by which names the revision is known whose objects count: configuration that is labelled with another one is
+    /// left out, as in Istio. Services, pods and the like belong to all, and so does what has no such label.
+    pub fn set_revisions(&mut self, names: BTreeSet<String>) {
+        let before = self.revisions.replace(names);
+        let of_another = |object: &Object| is_of_another(before.as_ref(), object);
+        let changed: Vec<Sourced> = self
+            .objects
+            .values()
+            .filter(|sourced| {
+                of_another(&sourced.object) != is_of_another(self.revisions.as_ref(), &sourced.object)
+            })
+            .cloned()
+            .collect();
+        for sourced in changed {
+            self.take_in(&sourced);
         }
     }
 
@@ -256,7 +282,7 @@ impl Index {
             known.origin = sourced.origin.clone();
             known.unread = sourced.unread.clone();
             let Some(key) = model_key(&key) else { return };
-            if was_unread != sourced.unread {
+            if was_unread != sourced.unread && self.is_part(&sourced.object) {
                 self.note_unread(&key, &sourced);
             }
             if let Some(findings) = self.findings.get_mut(&key) {
@@ -275,6 +301,7 @@ impl Index {
         self.take_in(&sourced);
         if let Some(key) = model_key(&key)
             && sourced.unread.is_some()
+            && self.is_part(&sourced.object)
         {
             self.note_unread(&key, &sourced);
         }
@@ -397,12 +424,17 @@ impl Index {
     fn take_in(&mut self, sourced: &Sourced) {
         let Some(key) = model_key(&sourced.object.key()) else { return };
         self.builder.cause(key.clone());
-        if !self.discovers(key.namespace.as_str()) {
+        if !self.is_part(&sourced.object) {
             return self.put_away(&key, &sourced.object);
         }
         if !self.registry_apply(&sourced.object, &sourced.origin) {
             self.rules_apply(&key, &sourced.object, &sourced.origin);
         }
+    }
+
+    /// Returns whether an object is a part of the mesh: it is in a namespace that is, and of no other revision.
+    fn is_part(&self, object: &Object) -> bool {
+        self.discovers(&object.key().namespace) && !is_of_another(self.revisions.as_ref(), object)
     }
 
     /// Returns whether objects of a namespace are a part of the mesh. Those without one, such as namespaces, always are.
@@ -421,7 +453,7 @@ impl Index {
         [(NAMESPACE_NAME, name)].into_iter().chain(given).collect()
     }
 
-    /// Leaves an object out of the mesh that is in a namespace which is no part of it.
+    /// Leaves an object out of the mesh that is no part of it.
     fn put_away(&mut self, key: &ObjectKey, object: &Object) {
         self.accepted.remove(&object.key());
         if !self.registry_remove(object) {
@@ -450,7 +482,7 @@ impl Index {
 
     /// Takes in a form of an object that was accepted before, as what to go back to.
     fn take_in_again(&mut self, object: Arc<Object>) {
-        if !self.discovers(&object.key().namespace) {
+        if !self.is_part(&object) {
             return;
         }
         if let Object::ServiceEntry(entry) = object.as_ref() {
@@ -516,6 +548,25 @@ impl Index {
 /// Puts in what does not change.
 fn own(settings: &Settings, config: MeshConfig) -> MeshConfig {
     MeshConfig { domain: settings.domain.clone(), cluster: settings.cluster.clone(), ..config }
+}
+
+/// Returns whether an object belongs to another revision than that of `names`. Only configuration can.
+fn is_of_another(names: Option<&BTreeSet<String>>, object: &Object) -> bool {
+    let Some(names) = names else { return false };
+    let is_configuration = matches!(
+        object,
+        Object::VirtualService(_)
+            | Object::DestinationRule(_)
+            | Object::Gateway(_)
+            | Object::ServiceEntry(_)
+            | Object::WorkloadEntry(_)
+            | Object::Sidecar(_)
+            | Object::PeerAuthentication(_)
+            | Object::ReferenceGrant(_)
+    );
+    let labels = object.metadata().and_then(|metadata| metadata.labels.as_ref());
+    let revision = labels.and_then(|labels| labels.get(REVISION));
+    is_configuration && revision.is_some_and(|revision| !names.contains(revision))
 }
 
 /// Returns whether nothing but its name is known of an object.

@@ -405,3 +405,52 @@ spec: {selector: {app: edge}, servers: [{hosts: ['*'], port: {number: 80, name: 
     assert_eq!(index.findings().len(), 0);
     assert_eq!(index.take_fresh_findings().len(), 1);
 }
+
+#[test]
+fn objects_of_another_revision_are_left_out_until_they_or_a_tag_say_otherwise() {
+    let entry = |name: &str, labels: &str| {
+        object(&format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: {name}, namespace: app, labels: {{{labels}}}}},
+              spec: {{hosts: [{name}.test], ports: [{{name: http, number: 80}}], resolution: NONE}}}}"
+        ))
+    };
+    let refused = "{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: a, namespace: app, labels: {istio.io/rev: canary}}, spec: {hosts: []}}";
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let hosts = |index: &mut Index| -> Vec<String> {
+        index.publish();
+        let view = index.view();
+        view.registry().map(|(service, _)| service.key.host.to_string()).collect()
+    };
+    let about = ObjectKey::new(Kind::VirtualService, "app", "a");
+    let mut index = empty();
+    index.apply(entry("all", "app: x"));
+    index.apply(entry("own", "istio.io/rev: default"));
+    index.apply(entry("other", "istio.io/rev: canary"));
+    index.apply(object(refused));
+    assert_eq!(
+        hosts(&mut index),
+        ["all.test", "other.test", "own.test"],
+        "nobody has said which revision this is"
+    );
+    assert!(index.findings().contains_key(&about), "{:?}", index.findings());
+
+    index.set_revisions(names(&["default"]));
+    assert_eq!(hosts(&mut index), ["all.test", "own.test"]);
+    assert!(!index.findings().contains_key(&about), "what is wrong with it is the business of others");
+    assert!(index.publish().is_none());
+    index.set_revisions(names(&["default", "canary"]));
+    assert_eq!(hosts(&mut index), ["all.test", "other.test", "own.test"], "a tag has moved here");
+    assert!(index.findings().contains_key(&about), "{:?}", index.findings());
+    index.set_revisions(names(&["default", "prod"]));
+    assert_eq!(hosts(&mut index), ["all.test", "own.test"]);
+
+    // The label of an object changes.
+    index.apply(entry("other", "istio.io/rev: prod"));
+    index.apply(entry("own", "istio.io/rev: canary"));
+    assert_eq!(hosts(&mut index), ["all.test", "other.test"]);
+    index.apply(entry("own", ""));
+    assert_eq!(hosts(&mut index), ["all.test", "other.test", "own.test"]);
+    // Services belong to all.
+    index.apply(object(&CART.replace("namespace: app}", "namespace: app, labels: {istio.io/rev: canary}}")));
+    assert_eq!(hosts(&mut index).len(), 4);
+}

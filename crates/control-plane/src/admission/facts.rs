@@ -4,7 +4,7 @@ use index::{Change, Reset, Sourced};
 use k8s_api::core::{Namespace, Node};
 use k8s_api::object::{Object, ObjectKey};
 use model::Labels;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Namespaces and kubelets. It changes by the same changes as the index.
@@ -13,6 +13,8 @@ pub(crate) struct Facts {
     namespaces: BTreeMap<String, Arc<NamespaceFacts>>,
     /// The versions of kubelets by node.
     kubelets: BTreeMap<String, String>,
+    /// The names of the revision that weftd is.
+    revisions: Arc<BTreeSet<String>>,
 }
 
 /// A namespace.
@@ -54,6 +56,10 @@ impl Facts {
             }
             Change::Apply(object) => self.apply(object),
             Change::Delete(key) => self.delete(key),
+            Change::Revisions(names) => {
+                let names = Arc::new(names.clone());
+                std::mem::replace(&mut self.revisions, names.clone()) != names
+            }
             Change::MeshConfig(_) | Change::Synced(_) | Change::CatchingUp => false,
         }
     }
@@ -79,6 +85,11 @@ impl Facts {
             ("", "Node") => self.kubelets.remove(&key.name).is_some(),
             _ => false,
         }
+    }
+
+    /// Returns the names of the revision that weftd is.
+    pub(crate) fn revisions(&self) -> Arc<BTreeSet<String>> {
+        self.revisions.clone()
     }
 
     /// Returns the namespaces by name.

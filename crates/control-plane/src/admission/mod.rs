@@ -78,7 +78,8 @@ impl Knowledge for Known {
 
     fn proxy_config(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<Value> {
         let root = self.context().root_namespace.clone();
-        self.proxy_configs.layers(root.as_str(), namespace, labels)
+        let revisions = self.facts.borrow().revisions();
+        self.proxy_configs.layers(&revisions, root.as_str(), namespace, labels)
     }
 
     fn allows_unenforced_policies(&self) -> bool {

@@ -16,6 +16,7 @@ mod root_cert;
 mod webhooks;
 
 use crate::kinds::Absence;
+use crate::revision_tags::REVISION;
 use crate::source::everywhere;
 use crate::tap::{Selection, tap};
 use election::{Election, Pace};
@@ -107,7 +108,7 @@ impl Writers {
         let selection = Selection {
             name: K::KIND,
             fields: None,
-            labels: Some(format!("istio.io/rev={}", self.revision)),
+            labels: Some(format!("{REVISION}={}", self.revision)),
             absence: Absence::Forbidden,
         };
         let keeper = Keeper {

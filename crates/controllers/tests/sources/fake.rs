@@ -36,6 +36,7 @@ const OTHERS: &[&str] = &[
     "/apis/security.istio.io/v1/peerauthentications",
     "/apis/gateway.networking.k8s.io/v1beta1/referencegrants",
     "/api/v1/configmaps",
+    "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
 ];
 /// Smaller than what clients ask for, so that lists have pages.
 const PAGE: usize = 2;

@@ -21,6 +21,7 @@ pub(crate) fn config(base: Value) -> Config {
     Config {
         kubeconfig: None,
         namespace: "istio-system".to_owned(),
+        revision: "default".to_owned(),
         mesh_config_map: "istio".to_owned(),
         base_mesh_config: base,
         last_good_mesh_config: None,
@@ -99,6 +100,7 @@ pub(crate) fn kind_of(change: &Change) -> String {
         Change::Delete(key) => key.kind.clone().into_owned(),
         Change::MeshConfig(_) => "MeshConfig".to_owned(),
         Change::CatchingUp => "of all sources".to_owned(),
+        Change::Revisions(_) => "RevisionTag".to_owned(),
     }
 }
 
@@ -124,5 +126,6 @@ fn render(change: &Change) -> String {
         Change::MeshConfig(_) => "mesh config".to_owned(),
         Change::Synced(_) => "synced".to_owned(),
         Change::CatchingUp => "catching up".to_owned(),
+        Change::Revisions(names) => format!("revisions {}", Vec::from_iter(names.clone()).join(" ")),
     }
 }

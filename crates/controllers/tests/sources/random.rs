@@ -109,7 +109,7 @@ fn check(changes: &[Change], history: &[Objects]) -> Objects {
             }
             Change::Delete(key) => drop(state.as_mut().expect("a list comes first").remove(&key.name)),
             Change::Synced(_) => synced += 1,
-            Change::MeshConfig(_) | Change::CatchingUp => {}
+            Change::MeshConfig(_) | Change::Revisions(_) | Change::CatchingUp => {}
         }
         let now = state.as_ref().expect("a list comes first");
         let found = history[at..].iter().position(|then| then == now);
