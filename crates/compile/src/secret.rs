@@ -43,13 +43,8 @@ pub fn secret(mesh: &Mesh<'_>, audience: &OutboundAudience, name: &str) -> Optio
     } else {
         let own = audience.namespace.as_str();
         let is_gateways = name.starts_with(GATEWAY_SCHEME);
-        let (namespace, object) = match name.strip_prefix(GATEWAY_SCHEME) {
-            Some(path) => split(path)?,
-            None => {
-                let path = name.strip_prefix(KUBERNETES_SCHEME)?;
-                if path.contains('/') { split(path)? } else { (own, path) }
-            }
-        };
+        let namespace = namespace_of(name, own)?;
+        let object = name.rsplit('/').next()?;
         let may_have = |object: &str| {
             namespace == own || is_gateways && is_granted(mesh, audience, &Namespace::new(namespace), object)
         };
@@ -66,6 +61,19 @@ pub fn secret(mesh: &Mesh<'_>, audience: &OutboundAudience, name: &str) -> Optio
     let message = Secret { name: name.to_owned(), r#type: Some(content) };
     let body = Body::Whole(message.encode_to_vec().into());
     Some(Resource::new(ResourceType::Secret, name, body, Needs::default()))
+}
+
+/// Returns the namespace of the Kubernetes Secret that `name` stands for, to somebody in the namespace `own`; nothing if it
+/// stands for none.
+pub fn namespace_of<'a>(name: &'a str, own: &'a str) -> Option<&'a str> {
+    if let Some(path) = name.strip_prefix(GATEWAY_SCHEME) {
+        return split(path).map(|(namespace, _)| namespace);
+    }
+    match name.strip_prefix(KUBERNETES_SCHEME)? {
+        "" => None,
+        path if path.contains('/') => split(path).map(|(namespace, _)| namespace),
+        _ => Some(own),
+    }
 }
 
 /// Splits a namespace from a name; nothing if it is not exactly that.

@@ -14,6 +14,7 @@ mod files;
 mod permissions;
 mod presenter;
 mod proxies;
+mod refusals;
 mod replicas;
 mod rotation;
 mod store;
@@ -27,6 +28,7 @@ use crate::writer::WriterState;
 use anyhow::{Context as _, Result};
 use authority::{Held, Keeper};
 use ca::{Authority, Policy};
+use files::KeyFile;
 use identity::{
     Authenticator, CertificateAuthenticator, CertificateService, Clock, Gate, GateConfig, Identity,
     KeySource, Metrics, Nobody, Purpose, ServerTls, SigningPool, TokenAuthenticator, TokenConfig,
@@ -75,6 +77,8 @@ pub(crate) struct Presenting {
 pub(crate) struct Secure {
     listener: TcpListener,
     args: SecureArgs,
+    /// Keys of tokens that take the place of the cluster's.
+    token_keys: Option<KeyFile>,
     config: serve::Config,
     world: World,
     names: Vec<ServerName<'static>>,
@@ -100,6 +104,12 @@ impl Secure {
         state: watch::Receiver<WriterState>,
     ) -> Result<Option<Self>> {
         let has_cluster = args.source.config.is_none();
+        let token_keys = match (&args.secure.token_keys, &args.secure.token_issuer) {
+            (Some(path), Some(issuer)) => {
+                Some(KeyFile::new(path.clone(), issuer.clone()).await.context("--token-keys")?)
+            }
+            _ => None,
+        };
         if !has_cluster && args.secure.ca_dir.is_none() {
             info!("no certificates and no encrypted xDS: without a cluster these need --ca-dir");
             return Ok(None);
@@ -135,10 +145,12 @@ impl Secure {
             permissions: world.permissions(),
             proxies: Arc::new(Proxies::new(clock.clone())),
             clock: clock.clone(),
+            metrics: metrics.clone(),
         };
         Ok(Some(Self {
             listener,
             args: args.secure.clone(),
+            token_keys,
             config,
             names: names(&args.source.namespace, &args.mesh.revision, &args.secure.secure_name, has_cluster)?,
             world,
@@ -226,7 +238,7 @@ impl Secure {
         authorities.wait_for(Option::is_some).await.context("the authority is gone")?;
         let tls = self.first_tls(&held_first)?;
         tasks.spawn(keep_tls(tls.clone(), self.names.clone(), held, self.clock.clone()));
-        let gate = self.gate(routes, &domains, &tls)?;
+        let gate = self.gate(routes, &domains, &tls);
         info!(
             address = %self.listener.local_addr()?, trust_domain = %domains.own,
             "encrypted xDS and certificates are served",
@@ -276,7 +288,7 @@ impl Secure {
         ServerTls::new(&identity, trust(held)?).context("cannot set up the secure port")
     }
 
-    fn gate(&self, routes: Routes, domains: &TrustDomains, tls: &ServerTls) -> Result<Gate<Routes>> {
+    fn gate(&self, routes: Routes, domains: &TrustDomains, tls: &ServerTls) -> Gate<Routes> {
         let index = self.secrets.index.clone();
         let by_certificate = |purpose| -> Arc<dyn Authenticator> {
             let (trust, clock) = (tls.trust.clone(), self.clock.clone());
@@ -284,7 +296,7 @@ impl Secure {
         };
         let mut proved = vec![by_certificate(Purpose::Identity)];
         let mut fresh = vec![by_certificate(Purpose::Renewal(index.clone()))];
-        if let Some(tokens) = self.tokens(domains, index)? {
+        if let Some(tokens) = self.tokens(domains, index) {
             // A certificate is checked at once, and a token may have to be asked about.
             proved.push(tokens.clone());
             self.doorkeepers.send_replace(vec![tokens.clone()]);
@@ -300,28 +312,22 @@ impl Secure {
         );
         let service = service.recorded_by(self.secrets.proxies.clone());
         let routes = routes.add_service(service.into_server());
-        Ok(Gate::new(routes, GateConfig { proved, fresh }, self.metrics.clone()))
+        Gate::new(routes, GateConfig { proved, fresh }, self.metrics.clone())
     }
 
     fn tokens(
         &self,
         domains: &TrustDomains,
         index: Arc<dyn WorkloadIndex>,
-    ) -> Result<Option<Arc<dyn Authenticator>>> {
-        let file = match (&self.args.token_keys, &self.args.token_issuer) {
-            (Some(path), Some(issuer)) => {
-                Some(files::KeyFile::new(path.clone(), issuer.clone()).context("--token-keys")?)
-            }
-            _ => None,
-        };
+    ) -> Option<Arc<dyn Authenticator>> {
         let keys: Arc<dyn KeySource>;
         let mut reviewer: Option<Arc<dyn TokenReviewer>> = None;
-        match (file, &self.world) {
+        match (self.token_keys.clone(), &self.world) {
             // Whoever names keys does not mean those of the cluster.
             (Some(file), _) => keys = Arc::new(file),
             (None, World::Files) => {
                 info!("no tokens are taken: --token-keys and --token-issuer say whose would be");
-                return Ok(None);
+                return None;
             }
             (None, World::Cluster { client, .. }) => {
                 keys = Arc::new(cluster::ClusterKeys(client.clone()));
@@ -336,7 +342,7 @@ impl Secure {
             index,
             clock: self.clock.clone(),
         };
-        Ok(Some(Arc::new(TokenAuthenticator::new(config, self.metrics.clone()))))
+        Some(Arc::new(TokenAuthenticator::new(config, self.metrics.clone())))
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub csr_shed: Counter,
     /// Keys and certificates made for clients without an agent.
     pub keys_made: Counter,
+    /// Secrets that were asked for by name and refused, by reason.
+    pub secrets_refused: Family<ReasonLabel, Counter>,
     /// When the root that signs expires, in seconds since 1970.
     pub root_expiry: Gauge,
     /// When the chain that signs expires, in seconds since 1970.
@@ -112,6 +114,11 @@ impl Metrics {
             m.keys_made,
         );
         r.register(
+            "weft_secrets_refused_total",
+            "Secrets of Kubernetes that callers asked for and may not have, by reason",
+            m.secrets_refused,
+        );
+        r.register(
             "citadel_server_root_cert_expiry_timestamp",
             "When the root expires, in seconds since 1970",
             m.root_expiry,
@@ -138,6 +145,11 @@ impl Metrics {
 
     pub(crate) fn refused(&self, reason: &'static str) {
         self.rejected.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Counts a secret that its caller may not have.
+    pub fn secret_refused(&self, reason: &'static str) {
+        self.secrets_refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     pub(crate) fn reviewed(&self, reason: &'static str) {

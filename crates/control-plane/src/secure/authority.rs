@@ -68,6 +68,8 @@ struct Known {
     /// A rotation is under way.
     is_rotating: bool,
     problem: Option<String>,
+    /// What is wrong with the authority that is to take over.
+    bad_next: Option<String>,
     read_at: Option<Instant>,
     /// What was told to other replicas last, and when.
     told: Option<(ReplicaReport, Instant)>,
@@ -132,9 +134,8 @@ impl Keeper {
     async fn take_in(&self, documents: &Documents, is_news: bool, known: &mut Known) -> Result<()> {
         let now = UnixTime::from((self.clock)());
         let current = Side::load(&documents.current, now)?;
-        let next = documents.next.as_ref().map(|files| Side::load(files, now));
-        let next = next.transpose().context("the next authority")?;
         let (state, rotation) = State::read(documents)?;
+        let next = self.load_next(documents, rotation.as_ref(), &current, known, now)?;
 
         let lifetime = state.leaf_lifetime(self.policy.default_ttl, self.policy.max_ttl);
         let lifetime = lifetime.max(self.proxies.longest_ttl());
@@ -181,6 +182,37 @@ impl Keeper {
         // From here on, which others may rely on.
         known.generation = in_force.as_ref().map_or(0, Rotation::generation);
         Ok(())
+    }
+
+    /// Returns the authority that is to take over. While none has begun to, one that cannot be used is only reported: it
+    /// must not be in the way of the one that signs.
+    fn load_next(
+        &self,
+        documents: &Documents,
+        rotation: Option<&Rotation>,
+        current: &Side,
+        known: &mut Known,
+        now: UnixTime,
+    ) -> Result<Option<Side>> {
+        let next = documents.next.as_ref().map(|files| Side::load(files, now)).transpose();
+        let is_needed = rotation.is_some_and(|rotation| {
+            rotation.phase() != ca::rotation::Phase::Stable || rotation.signer() != current.root.fingerprint()
+        });
+        match next.context("the next authority") {
+            Err(failure) if !is_needed => {
+                let text = format!("{failure:#}");
+                if known.bad_next.as_ref() != Some(&text) {
+                    error!(reason = text, "the authority that is to take over cannot be used; it does not");
+                    known.bad_next = Some(text);
+                }
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+            Ok(next) => {
+                known.bad_next = None;
+                Ok(next)
+            }
+        }
     }
 
     /// Returns what is known here and what other replicas have written.

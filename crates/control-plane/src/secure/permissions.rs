@@ -18,10 +18,10 @@ pub(crate) enum Permissions {
     /// Whoever has proved the namespace: there is nobody to ask.
     Everybody,
     /// Those whose service account may list the Secrets of its namespace, as in Istio.
-    Ask(Client, Arc<Mutex<HashMap<Account, watch::Sender<bool>>>>),
+    Ask(Client, Arc<Mutex<HashMap<Account, watch::Sender<Option<bool>>>>>),
     /// What a test says.
     #[cfg(test)]
-    Known(Arc<HashMap<Account, watch::Sender<bool>>>),
+    Known(Arc<HashMap<Account, watch::Sender<Option<bool>>>>),
 }
 
 /// Namespace and name.
@@ -33,9 +33,9 @@ impl Permissions {
         Self::Ask(client, Arc::default())
     }
 
-    /// Returns whether a service account may have them: nothing, if anybody may. Until there is an answer it may not; while there is none, the
-    /// last one holds. All streams of one account share the question.
-    pub(crate) fn of(&self, id: &SpiffeId) -> Option<watch::Receiver<bool>> {
+    /// Returns whether a service account may have them: nothing, if anybody may. Until there is an answer, which is nothing in
+    /// the channel, it may not; afterwards the last answer holds. All streams of one account share the question.
+    pub(crate) fn of(&self, id: &SpiffeId) -> Option<watch::Receiver<Option<bool>>> {
         let account = (id.namespace().as_str().to_owned(), id.service_account().to_owned());
         let (client, known) = match self {
             Self::Everybody => return None,
@@ -47,7 +47,7 @@ impl Permissions {
         if let Some(sender) = asked.get(&account) {
             return Some(sender.subscribe());
         }
-        let (sender, receiver) = watch::channel(false);
+        let (sender, receiver) = watch::channel(None);
         asked.insert(account.clone(), sender.clone());
         tokio::spawn(follow(client.clone(), known.clone(), account, sender));
         Some(receiver)
@@ -56,14 +56,14 @@ impl Permissions {
 
 async fn follow(
     client: Client,
-    known: Arc<Mutex<HashMap<Account, watch::Sender<bool>>>>,
+    known: Arc<Mutex<HashMap<Account, watch::Sender<Option<bool>>>>>,
     account: Account,
-    sender: watch::Sender<bool>,
+    sender: watch::Sender<Option<bool>>,
 ) {
     loop {
         match controllers::may_list_secrets(&client, &account.0, &account.1).await {
             Ok(permitted) => {
-                sender.send_if_modified(|known| std::mem::replace(known, permitted) != permitted);
+                sender.send_if_modified(|known| known.replace(permitted) != Some(permitted));
             }
             Err(error) => {
                 warn!(account = format!("{}/{}", account.0, account.1), %error, "whether Secrets may be handed out is not known");

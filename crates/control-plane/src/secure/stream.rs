@@ -11,11 +11,13 @@
 use super::authority::{Held, WORKLOAD_ROOTS};
 use super::permissions::Permissions;
 use super::proxies::{Presented, Proxies, Tracker};
+use super::refusals::{self, Refusals};
 use ca::UnixTime;
 use ca::rotation::LeafReport;
-use identity::{Caller, Clock, Proof, WorkloadIndex, WorkloadKey, WorkloadKeys};
+use identity::{Caller, Clock, Metrics, Proof, WorkloadIndex, WorkloadKey, WorkloadKeys};
 use model::WorkloadId;
 use proto::resource::{Body, Needs, Resource, ResourceSet, ResourceType, Snapshot};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -40,6 +42,7 @@ pub(crate) struct Secrets {
     pub(super) permissions: Permissions,
     pub(super) proxies: Arc<Proxies>,
     pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 /// What a stream is to serve besides.
@@ -83,6 +86,7 @@ impl Secrets {
             drain: connection.map(serve::Peer::draining),
             has_key,
             key: None,
+            refusals: Refusals::default(),
         };
         tokio::spawn(stream.run());
         let on_demand: &[_] = match has_key {
@@ -117,11 +121,14 @@ impl Secrets {
     }
 }
 
-/// Which secrets of the workload the client asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which secrets the client asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
+    /// Its own.
     key: bool,
     roots: bool,
+    /// Those of Kubernetes.
+    named: Arc<BTreeSet<Arc<str>>>,
 }
 
 /// Learns from a session what its client wants and has.
@@ -139,13 +146,18 @@ impl SecretObserver {
                     let is = |names: &[Arc<str>]| names.iter().any(|known| **known == *name);
                     (before || is(added)) && !is(removed)
                 };
-                let before = *self.wants.borrow();
-                let wanted = Wanted {
-                    key: changed(before.key, WORKLOAD_CERTIFICATE),
-                    roots: changed(before.roots, WORKLOAD_ROOTS),
-                };
+                let mut wanted = self.wants.borrow().clone();
+                wanted.key = changed(wanted.key, WORKLOAD_CERTIFICATE);
+                wanted.roots = changed(wanted.roots, WORKLOAD_ROOTS);
+                let named = Arc::make_mut(&mut wanted.named);
+                named.retain(|name| !removed.contains(name));
+                named.extend(added.iter().filter(|name| refusals::is_judged(name)).cloned());
                 self.tracker.lock().asks_for_roots(wanted.roots);
-                self.wants.send_if_modified(|known| std::mem::replace(known, wanted) != wanted);
+                self.wants.send_if_modified(|known| {
+                    let is_news = *known != wanted;
+                    *known = wanted;
+                    is_news
+                });
             }
             Event::Acked { kind: ResourceType::Secret, changes, .. } => {
                 if let Some(Some(roots)) = changes.get(WORKLOAD_ROOTS) {
@@ -169,7 +181,8 @@ enum Permitted {
     /// There were none yet.
     Unasked,
     Always,
-    Asked(watch::Receiver<bool>),
+    /// What the API server says, once it has.
+    Asked(watch::Receiver<Option<bool>>),
 }
 
 struct Stream {
@@ -184,6 +197,7 @@ struct Stream {
     drain: Option<CancellationToken>,
     has_key: bool,
     key: Option<Key>,
+    refusals: Refusals,
 }
 
 impl Stream {
@@ -197,7 +211,7 @@ impl Stream {
             if expires <= now {
                 return self.end().await;
             }
-            let wanted = *self.wanted.borrow_and_update();
+            let wanted = self.wanted.borrow_and_update().clone();
             let current = held.borrow_and_update().clone();
             let made = self.keep_key(wanted.key, current.as_ref()).await;
             if let Err(error) = &made
@@ -206,7 +220,7 @@ impl Stream {
                 warn!(caller = %self.caller.id, %error, "no key for a client without an agent; trying on");
             }
             failed &= made.is_err();
-            self.send(wanted, current.as_ref());
+            self.send(&wanted, current.as_ref());
             let until = |at: SystemTime| at.duration_since(now).unwrap_or_default().min(LONGEST_SLEEP);
             let renewal = match (&self.key, made.is_err()) {
                 (_, true) => RETRY,
@@ -248,7 +262,7 @@ impl Stream {
         Ok(())
     }
 
-    fn send(&mut self, wanted: Wanted, held: Option<&Held>) {
+    fn send(&mut self, wanted: &Wanted, held: Option<&Held>) {
         let base = self.snapshots.as_mut().map(|snapshots| snapshots.borrow_and_update().clone());
         let base = base.unwrap_or_default();
         if !base.secrets.is_empty() && matches!(self.permitted, Permitted::Unasked) {
@@ -256,10 +270,11 @@ impl Stream {
             self.permitted = asked.map_or(Permitted::Always, Permitted::Asked);
         }
         let permitted = match &mut self.permitted {
-            Permitted::Unasked => false,
-            Permitted::Always => true,
+            Permitted::Unasked => None,
+            Permitted::Always => Some(true),
             Permitted::Asked(permitted) => *permitted.borrow_and_update(),
         };
+        self.refusals.look(&self.caller.id, &self.secrets.metrics, &wanted.named, &base.secrets, permitted);
         let mut own = Vec::with_capacity(2);
         if wanted.roots
             && let Some(held) = held
@@ -268,7 +283,7 @@ impl Stream {
             own.push(held.roots.clone());
         }
         own.extend(self.key.as_ref().map(|key| key.resource.clone()));
-        let stripped = if permitted { base } else { without_secrets(&base) };
+        let stripped = if permitted == Some(true) { base } else { without_secrets(&base) };
         let snapshot = match own.is_empty() {
             true => stripped,
             false => {

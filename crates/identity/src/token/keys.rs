@@ -31,6 +31,17 @@ pub struct PublishedKeys {
     pub jwks: Bytes,
 }
 
+impl PublishedKeys {
+    /// Checks that tokens can be verified with these.
+    ///
+    /// # Errors
+    ///
+    /// If this is no set of keys, or has none for signatures that are taken.
+    pub fn check(&self) -> Result<(), KeySourceError> {
+        parse(self).map(drop).map_err(KeySourceError)
+    }
+}
+
 /// Keys cannot be fetched.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

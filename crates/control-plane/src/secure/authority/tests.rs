@@ -253,6 +253,36 @@ async fn an_operator_forces_and_rolls_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_bad_successor_is_not_in_the_way() {
+    let scratch = tempfile::tempdir().unwrap();
+    let next = scratch.path().join("next");
+    std::fs::create_dir(&next).unwrap();
+    std::fs::write(next.join(CERTIFICATE), "nonsense").unwrap();
+    // From the start.
+    let mut rig = Rig::start(scratch.path());
+    rig.ready().await;
+    let old = rig.signer();
+    // A key that is not that of the certificate.
+    let clock: Clock = Arc::new(SystemTime::now);
+    let domain = "cluster.local".parse().unwrap();
+    let (one, other) = (self_signed(&domain, &clock).unwrap(), self_signed(&domain, &clock).unwrap());
+    for (name, content) in [(CERTIFICATE, &one), (ROOT, &one), (KEY, &other)].map(|(n, of)| (n, &of[n])) {
+        std::fs::write(next.join(name), content).unwrap();
+    }
+    rig.pass(1).await;
+    assert_eq!((rig.roots(), rig.signer()), (1, old));
+    assert!(!scratch.path().join("rotation.json").exists(), "nothing has begun");
+    // Put right, it takes over.
+    std::fs::write(next.join(KEY), &one[KEY]).unwrap();
+    rig.pass(1).await;
+    assert_eq!((rig.roots(), rig.signer()), (2, old));
+    // From here on it is needed: whatever becomes of it, nothing changes by itself.
+    std::fs::write(next.join(KEY), &other[KEY]).unwrap();
+    rig.pass(1).await;
+    assert_eq!((rig.roots(), rig.signer()), (2, old));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_root_whose_key_is_gone_does_not_sign() {
     let scratch = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(scratch.path());

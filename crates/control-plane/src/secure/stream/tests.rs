@@ -70,7 +70,7 @@ struct World {
     /// Whose Gateways may use which Secrets of a namespace; no name stands for all.
     grants: BTreeMap<usize, (usize, Option<&'static str>)>,
     /// Which service accounts may list Secrets.
-    permitted: BTreeMap<(usize, &'static str), watch::Sender<bool>>,
+    permitted: BTreeMap<(usize, &'static str), watch::Sender<Option<bool>>>,
 }
 
 const ACCOUNTS: [&str; 2] = ["edge", "app"];
@@ -110,7 +110,7 @@ impl World {
             }
             for account in ACCOUNTS {
                 let may = world.random.one_in(2);
-                world.permitted.insert((namespace, account), watch::channel(may).0);
+                world.permitted.insert((namespace, account), watch::channel(Some(may)).0);
             }
             if world.random.one_in(2) {
                 world.grant(namespace);
@@ -183,7 +183,7 @@ impl World {
                 2 => self.revoke(namespace),
                 _ => {
                     let account = *self.random.pick(&ACCOUNTS);
-                    self.permitted[&(namespace, account)].send_modify(|may| *may = !*may);
+                    self.permitted[&(namespace, account)].send_modify(|may| *may = may.map(|may| !may));
                 }
             }
         }
@@ -219,7 +219,7 @@ impl World {
 
     /// Returns what a gateway of a namespace gets for a name: text of the private key, or of the authorities.
     fn entitled(&self, namespace: usize, account: &'static str, name: &str) -> Option<String> {
-        if !*self.permitted[&(namespace, account)].borrow() {
+        if *self.permitted[&(namespace, account)].borrow() != Some(true) {
             return None;
         }
         let (scheme, path) = name.split_once("://")?;
@@ -454,6 +454,7 @@ impl Everywhere {
             permissions: Permissions::Known(Arc::new(known.collect())),
             proxies,
             clock,
+            metrics: Metrics::default(),
         };
         let source = EngineSource {
             push: push.clone(),
