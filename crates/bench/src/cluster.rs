@@ -32,9 +32,7 @@ impl Cluster {
     pub(crate) async fn start(files: Vec<File>) -> anyhow::Result<Self> {
         let etcd = Etcd::start()?;
         let server = ApiServer::start(&etcd)?;
-        let crds = repository().join("crds").display().to_string();
-        server.kubectl(&["apply", "--server-side", "-f", &crds])?;
-        server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
+        server.install_definitions()?;
 
         let kubeconfig = Kubeconfig::read_from(server.kubeconfig())?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;

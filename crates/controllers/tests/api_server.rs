@@ -177,12 +177,7 @@ async fn crds_come_and_go_and_the_server_dies_without_losing_anything() {
     cluster.until("mesh config", |told, _| told.trust_domain == "mine").await;
 
     // CRDs are installed.
-    let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds").display().to_string();
-    cluster.server.kubectl(&["apply", "--server-side", "-f", &crds]).unwrap();
-    cluster
-        .server
-        .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])
-        .unwrap();
+    cluster.server.install_definitions().unwrap();
     cluster.apply(&[virtual_service(1)]);
     cluster.until("virtual service", |told, _| told.label(VIRTUAL_SERVICE).as_deref() == Some("1")).await;
     // The Gateway API's kinds are not among our CRDs: nobody has installed them here.

@@ -73,9 +73,7 @@ impl Cluster {
     fn start() -> Result<Self> {
         let etcd = Etcd::start()?;
         let api = ApiServer::start(&etcd)?;
-        let crds = repository().join("crds").display().to_string();
-        api.kubectl(&["apply", "--server-side", "-f", &crds])?;
-        api.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
+        api.install_definitions()?;
         let cluster =
             Self { api, network: Network::claim()?, folder: Scratch::new("admission")?, _etcd: etcd };
         cluster.apply("namespaces", NAMESPACES)?;

@@ -21,9 +21,7 @@ const TTL: &str = "10s";
 fn an_envoy_without_an_agent_gets_its_certificate_and_new_ones_in_time() {
     let etcd = Etcd::start().unwrap();
     let api = ApiServer::start(&etcd).unwrap();
-    let crds = repository().join("crds").display().to_string();
-    api.kubectl(&["apply", "--server-side", "-f", &crds]).unwrap();
-    api.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).unwrap();
+    api.install_definitions().unwrap();
     for namespace in ["istio-system", "shop"] {
         api.kubectl(&["create", "namespace", namespace]).unwrap();
     }

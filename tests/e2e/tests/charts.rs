@@ -29,8 +29,7 @@ fn the_chart_of_definitions_installs_upgrades_and_leaves_objects_in_place() {
     helm(&[&install[..], &["--set", "excludedCRDs=null"]].concat()).unwrap();
     assert_eq!(definitions(&server).len(), generated().len());
 
-    let wait = ["wait", "crd", "--selector", "app.kubernetes.io/part-of=weft", "--for=condition=Established"];
-    server.kubectl(&wait).unwrap();
+    server.wait_for_definitions().unwrap();
     let sample = repository().join("samples/traffic-shifting");
     server.kubectl(&["apply", "-f", sample.to_str().unwrap()]).unwrap();
     let routes = || server.kubectl(&["get", "virtualservices", "--all-namespaces", "--output=name"]).unwrap();
@@ -111,8 +110,7 @@ impl Installed {
         installed.server.kubectl(&["create", "namespace", "istio-system"])?;
         installed.server.kubectl(&["create", "namespace", "shop"])?;
         installed.helm("weft-crds", "weft-crds", "")?;
-        let wait = ["wait", "crd", "--all", "--for=condition=Established"];
-        installed.server.kubectl(&wait)?;
+        installed.server.wait_for_definitions()?;
         Ok(installed)
     }
 

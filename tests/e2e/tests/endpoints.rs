@@ -38,9 +38,7 @@ impl World {
         let app = App::http((machine_address()?, 0).into(), |_| Answer::ok("web"))?;
         let etcd = Etcd::start()?;
         let server = ApiServer::start(&etcd)?;
-        let crds = repository().join("crds").display().to_string();
-        server.kubectl(&["apply", "--server-side", "-f", &crds])?;
-        server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
+        server.install_definitions()?;
         // There is no kubelet, and pods of a node that nobody hears of would be told not to be ready.
         let controllers =
             ControllerManager::start_with(&server, &["--controllers=*,-node-lifecycle-controller"])?;

@@ -99,9 +99,7 @@ fn edit_through_a_crash(server: &mut ApiServer, rollout: &mut Rollout<Cluster>) 
 
 fn server_with_crds(etcd: &Etcd) -> ApiServer {
     let server = ApiServer::start(etcd).unwrap();
-    let crds = repository().join("crds").display().to_string();
-    server.kubectl(&["apply", "--server-side", "-f", &crds]).unwrap();
-    server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).unwrap();
+    server.install_definitions().unwrap();
     server
 }
 

@@ -220,6 +220,32 @@ impl ApiServer {
         self.kubectl_of_admin().run(arguments)
     }
 
+    /// Installs the definitions of the mesh's kinds, and waits until they are served.
+    pub fn install_definitions(&self) -> Result<(), RigError> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds");
+        self.kubectl(&["apply", "--server-side", "-f", &folder.display().to_string()])?;
+        self.wait_for_definitions()
+    }
+
+    /// Waits until all definitions that there are are served. `kubectl wait` fails for one that is so new that it has no
+    /// conditions yet.
+    pub fn wait_for_definitions(&self) -> Result<(), RigError> {
+        let established =
+            "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Established')].status};{end}";
+        let all = || {
+            let printed =
+                self.kubectl(&["get", "customresourcedefinitions", "--output", established]).ok()?;
+            printed.split_terminator(';').all(|status| status == "True").then_some(())
+        };
+        match &self.process {
+            Some(process) => process.wait_until("definitions to be established", START_LIMIT, all),
+            None => all().ok_or_else(|| RigError::Answer {
+                what: "definitions to be established".to_owned(),
+                answer: "the API server is stopped".to_owned(),
+            }),
+        }
+    }
+
     /// Returns the administrator's kubectl, which can be used while the API server is killed and started.
     pub fn kubectl_of_admin(&self) -> Kubectl {
         // What it has discovered of another API server on this address must not be believed.

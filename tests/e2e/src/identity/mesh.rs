@@ -77,9 +77,7 @@ impl Mesh {
         let folder = Scratch::new("identity")?;
         let etcd = Etcd::start()?;
         let api = ApiServer::start(&etcd)?;
-        let crds = repository().join("crds").display().to_string();
-        api.kubectl(&["apply", "--server-side", "-f", &crds])?;
-        api.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
+        api.install_definitions()?;
 
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let apps = [

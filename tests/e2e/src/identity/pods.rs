@@ -89,9 +89,7 @@ impl<'n> Cluster<'n> {
         let folder = Scratch::new("cluster")?;
         let etcd = Etcd::start()?;
         let api = ApiServer::start(&etcd)?;
-        let crds = repository().join("crds").display().to_string();
-        api.kubectl(&["apply", "--server-side", "-f", &crds])?;
-        api.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
+        api.install_definitions()?;
         for namespace in ["istio-system", NAMESPACE] {
             api.kubectl(&["create", "namespace", namespace])?;
         }
