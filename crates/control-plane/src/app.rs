@@ -202,10 +202,12 @@ async fn serve(args: Args) -> Result<()> {
         result = told_to_stop() => result?,
     }
     info!("stopping: not ready any more, ending streams");
-    stopping.cancel();
+    // Streams first, so that clients are told why theirs end: `stopping` drains the connections that they are on.
+    server.stop().await;
     if let Some(server) = &secret_server {
         server.stop().await;
     }
+    stopping.cancel();
     // They wait for their streams, and no longer than the grace that they have.
     let (streams, _) = tokio::join!(streams, secured.join_all());
     streams.context("the xDS server ended")?;
