@@ -3,10 +3,12 @@
 use crate::secure::{SecretObserver, Secrets, Served, without_secrets};
 use crate::sources::Sources;
 use crate::writer::WriterState;
+use futures::future::BoxFuture;
 use identity::Caller;
 use proto::envoy::config::core::v3::Node;
 use proto::resource::Snapshot;
 use push::{Connected, Push};
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +56,17 @@ pub(crate) struct SecretSource {
 }
 
 impl SnapshotSource for SecretSource {
-    fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
+    fn connect<'a>(
+        &'a self,
+        node: &'a Node,
+        peer: &'a PeerInfo,
+    ) -> BoxFuture<'a, Result<Connection, ConnectError>> {
+        Box::pin(ready(self.serve(node, peer)))
+    }
+}
+
+impl SecretSource {
+    fn serve(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
         // The gate lets nobody through without one.
         let Some(caller) = peer.extensions.get::<Caller>() else {
             return Err(ConnectError::Unauthenticated("no identity".to_owned()));
@@ -69,7 +81,17 @@ impl SnapshotSource for SecretSource {
 }
 
 impl SnapshotSource for EngineSource {
-    fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
+    fn connect<'a>(
+        &'a self,
+        node: &'a Node,
+        peer: &'a PeerInfo,
+    ) -> BoxFuture<'a, Result<Connection, ConnectError>> {
+        Box::pin(self.serve(node, peer))
+    }
+}
+
+impl EngineSource {
+    async fn serve(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
         let waiting_for = self.state.borrow().waiting_for.clone();
         if !waiting_for.is_empty() {
             let names: Vec<String> = waiting_for.into_iter().map(|name| self.sources.explain(name)).collect();
@@ -98,9 +120,8 @@ impl SnapshotSource for EngineSource {
         let drain_time = drain_time(&proxy);
         info!(proxy = %proxy.node_id, role = ?proxy.role, namespace = %proxy.namespace, "proxy connected");
         let (node_id, workload) = (proxy.node_id.clone(), proxy.workload.clone());
-        // Compiling for a proxy of a new kind takes a moment, in which this thread's other tasks move elsewhere.
-        let connected = tokio::task::block_in_place(|| self.push.connect(proxy))
-            .map_err(|error| ConnectError::NotReady(error.to_string()))?;
+        let connected =
+            self.push.connect(proxy).await.map_err(|error| ConnectError::NotReady(error.to_string()))?;
         let compiled = connected.snapshots.clone();
         let (mut on_demand, mut secrets): (&[_], _) = (&[], None);
         let snapshots = match (caller, &self.secrets) {

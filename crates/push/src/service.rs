@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
 /// A handle to the engine. Cheap to clone; the thread ends when the last one is gone.
@@ -63,7 +63,7 @@ impl Drop for Connected {
 
 enum Command {
     View(Arc<MeshView>, ChangeSet),
-    Connect(Box<Proxy>, mpsc::SyncSender<Connected>, mpsc::Sender<Self>),
+    Connect(Box<Proxy>, oneshot::Sender<Connected>, mpsc::Sender<Self>),
     Disconnect(SessionId),
 }
 
@@ -88,16 +88,16 @@ impl Push {
         let _ = self.commands.send(Command::View(view, changes));
     }
 
-    /// Adds a proxy and waits for its first snapshot. Blocks the thread for as long as compilation takes.
+    /// Adds a proxy and waits for its first snapshot.
     ///
     /// # Errors
     ///
     /// If the engine has ended.
-    pub fn connect(&self, proxy: Proxy) -> Result<Connected, Stopped> {
-        let (reply, answer) = mpsc::sync_channel(1);
+    pub async fn connect(&self, proxy: Proxy) -> Result<Connected, Stopped> {
+        let (reply, answer) = oneshot::channel();
         let command = Command::Connect(Box::new(proxy), reply, self.commands.clone());
         self.commands.send(command).map_err(|_| Stopped)?;
-        answer.recv().map_err(|_| Stopped)
+        answer.await.map_err(|_| Stopped)
     }
 
     /// Returns what the engine holds and has done.

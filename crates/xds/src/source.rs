@@ -1,6 +1,7 @@
 //! Where snapshots come from: the seam between the protocol and whoever compiles.
 
 use crate::session::Event;
+use futures::future::BoxFuture;
 use proto::envoy::config::core::v3::Node;
 use proto::resource::Snapshot;
 use std::net::SocketAddr;
@@ -22,8 +23,12 @@ pub struct PeerInfo {
 
 /// Knows what each client should have.
 pub trait SnapshotSource: Send + Sync + 'static {
-    /// Returns what is needed to serve a client, or why it is not served.
-    fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError>;
+    /// Finds what is needed to serve a client, or why it is not served. The client is gone if it is dropped before.
+    fn connect<'a>(
+        &'a self,
+        node: &'a Node,
+        peer: &'a PeerInfo,
+    ) -> BoxFuture<'a, Result<Connection, ConnectError>>;
 }
 
 /// One client, seen from its source.

@@ -1,6 +1,7 @@
 //! The server over real connections.
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest};
@@ -30,9 +31,13 @@ impl Observer for Recorder {
 }
 
 impl SnapshotSource for Source {
-    fn connect(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
+    fn connect<'a>(
+        &'a self,
+        node: &'a Node,
+        peer: &'a PeerInfo,
+    ) -> BoxFuture<'a, Result<Connection, ConnectError>> {
         assert!(peer.address.is_some());
-        match node.id.as_str() {
+        let connected = match node.id.as_str() {
             "stranger" => Err(ConnectError::PermissionDenied("strangers are not served".to_owned())),
             _ => Ok(Connection {
                 snapshots: self.snapshots.subscribe(),
@@ -40,7 +45,8 @@ impl SnapshotSource for Source {
                 on_demand: &[],
                 observer: Box::new(Recorder(self.events.clone())),
             }),
-        }
+        };
+        Box::pin(std::future::ready(connected))
     }
 }
 

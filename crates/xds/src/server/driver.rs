@@ -96,18 +96,31 @@ async fn serve<M: Message>(
     mut requests: Requests<M>,
     outgoing: Outgoing,
 ) -> Result<(), StreamError> {
+    // On the heap: what a client's beginning takes is not kept for the life of the stream.
+    match Box::pin(begin(shared, peer, &mut requests, outgoing)).await? {
+        Some(mut driver) => driver.run(&mut requests).await,
+        None => Ok(()),
+    }
+}
+
+/// Takes the first request, which says who the client is, and answers it. Nothing if the client closes the stream before.
+async fn begin<M: Message>(
+    shared: &Arc<Shared>,
+    peer: PeerInfo,
+    requests: &mut Requests<M>,
+    outgoing: Outgoing,
+) -> Result<Option<Driver>, StreamError> {
     let patience = shared.config.first_request_timeout;
-    // On the heap: what reading the first request takes is not kept for the life of the stream.
-    let first = Box::pin(tokio::time::timeout(patience, requests.message())).await;
+    let first = tokio::time::timeout(patience, requests.message()).await;
     let Some(mut first) = first.map_err(|_| StreamError::Silent(patience))?.map_err(StreamError::Request)?
     else {
-        return Ok(());
+        return Ok(None);
     };
     let node = first.take_node().filter(|node| !node.id.is_empty()).ok_or(StreamError::NoNode)?;
-    let connection = shared.source.connect(&node, &peer)?;
+    let connection = shared.source.connect(&node, &peer).await?;
     let mut driver = Driver::start::<M>(shared.clone(), node, peer, connection, outgoing);
     driver.on_message(first);
-    driver.run(&mut requests).await
+    Ok(Some(driver))
 }
 
 struct Driver {

@@ -467,7 +467,12 @@ impl Everywhere {
         Self { source, push, _state: state, _keeper: keeper, _folder: folder }
     }
 
-    fn connect(&self, namespace: usize, account: &str, node: &Node) -> Result<xds::Connection, ConnectError> {
+    async fn connect(
+        &self,
+        namespace: usize,
+        account: &str,
+        node: &Node,
+    ) -> Result<xds::Connection, ConnectError> {
         let caller = Caller {
             id: format!("spiffe://cluster.local/ns/ns{namespace}/sa/{account}").parse().unwrap(),
             proof: Proof::Token,
@@ -478,7 +483,7 @@ impl Everywhere {
         let mut extensions = tonic::codegen::http::Extensions::new();
         extensions.insert(caller);
         let peer = PeerInfo { address: None, encrypted: true, extensions: Arc::new(extensions) };
-        self.source.connect(node, &peer)
+        self.source.connect(node, &peer).await
     }
 }
 
@@ -527,16 +532,16 @@ async fn of_a_hundred_thousand_random_asks_none_is_answered_with_what_is_not_the
                     let other = (namespace + 1 + world.random.below(NAMESPACES - 1)) % NAMESPACES;
                     let (claimed, as_account) =
                         if world.random.one_in(2) { (other, account) } else { (namespace, "somebody") };
-                    let refused =
-                        served.connect(namespace, account, &node(number, "router", claimed, as_account));
+                    let node = node(number, "router", claimed, as_account);
+                    let refused = served.connect(namespace, account, &node).await;
                     assert!(matches!(refused, Err(ConnectError::PermissionDenied(_))));
                     liars += 1;
                     continue;
                 }
                 let is_gateway = !world.random.one_in(5);
                 let role = if is_gateway { "router" } else { "sidecar" };
-                let connection =
-                    served.connect(namespace, account, &node(number, role, namespace, account)).unwrap();
+                let node = node(number, role, namespace, account);
+                let connection = served.connect(namespace, account, &node).await.unwrap();
                 let protocol = *world.random.pick(&[Protocol::Sotw, Protocol::Delta]);
                 let options = Options { on_demand: connection.on_demand, ..Options::STANDARD };
                 let first = connection.snapshots.borrow().clone();
