@@ -71,6 +71,7 @@ enum Test {
     Identity,
     Capture,
     Workloads,
+    Install,
 }
 
 /// Installs what the tests need, and runs one of them: as `cargo xtask test` does, but with all that it says.
@@ -81,6 +82,7 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
         Test::Identity => &["mutual_tls", "replicas", "agentless"],
         Test::Capture => &["capture"],
         Test::Workloads => &["workloads"],
+        Test::Install => &["install"],
     };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut test = Command::new(cargo);

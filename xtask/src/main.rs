@@ -8,6 +8,7 @@ mod codegen;
 mod conformance;
 mod deny;
 mod e2e;
+mod images;
 mod process;
 mod system;
 mod test;
@@ -37,10 +38,12 @@ enum Command {
     Hitless(e2e::Args),
     /// Run one end-to-end test and show what it says (`identity`: mutual TLS with agents, real Envoys and an API server, while
     /// certificates and the root are replaced; `workloads`: the same in network namespaces whose traffic is captured;
-    /// `capture`: what is captured)
+    /// `capture`: what is captured; `install`: charts, injection, a gateway and bookinfo, run by a node of the rig)
     E2e(e2e::TestArgs),
     /// Measure what things cost, on release builds (`push`: simulated proxies against weftd)
     Bench(bench::Args),
+    /// Lay out the container images, each in a folder beside its Dockerfile, and say how to build them
+    Images(images::Args),
     /// Install the real parts that tests run against, each pinned, and print their versions
     Tools(tools::Args),
     /// Run everything from a clean clone: tools, build, all tests, comparisons
@@ -108,6 +111,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Hitless(args) => e2e::run("hitless", &args),
         Command::E2e(args) => e2e::test(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Images(args) => images::run(&args),
         Command::Tools(args) => tools::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
