@@ -116,6 +116,13 @@ impl Node {
         inside(&format!("-6 route add default via {}", Self::ADDRESS_V6))?;
         Ok(pod)
     }
+
+    /// Takes a pod's network away, with what is left of its connections. The address is not used again.
+    pub fn remove(&self, pod: &Pod) {
+        // Its interface goes with it; an error means that it is gone already.
+        let _ = ip(&format!("link del veth{}", pod.number));
+        let _ = ip(&format!("netns del {}", pod.name));
+    }
 }
 
 /// A network namespace with addresses of its own.
