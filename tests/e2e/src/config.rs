@@ -38,7 +38,7 @@ impl Config {
         self.path().join(name)
     }
 
-    /// Copies every manifest of `samples/FOLDER`, moved to `network`.
+    /// Copies every manifest of `samples/FOLDER` and of the folders in it, moved to `network`.
     ///
     /// # Errors
     ///
@@ -49,10 +49,15 @@ impl Config {
         for entry in fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = format!("{folder}/{name}");
+            copied += 1;
+            if path.is_dir() {
+                self.add_sample(&name, network)?;
+                continue;
+            }
             let text =
                 fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            self.write(&format!("{folder}/{name}"), &network.localize(&text))?;
-            copied += 1;
+            self.write(&name, &network.localize(&text))?;
         }
         ensure!(copied > 0, "{} is empty", from.display());
         Ok(())
