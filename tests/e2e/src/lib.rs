@@ -14,6 +14,7 @@ pub mod client;
 pub mod config;
 pub mod edits;
 pub mod identity;
+pub mod kubelet;
 pub mod network;
 pub mod proxy;
 pub mod weftd;
