@@ -255,6 +255,14 @@ impl Rotation {
         }
     }
 
+    /// Returns the root that is to take over; nothing if none is.
+    pub fn newcomer(&self) -> Option<Fingerprint> {
+        match self.course {
+            Course::Stable { .. } => None,
+            Course::Rotating { to, .. } => Some(to),
+        }
+    }
+
     /// Returns what is to be trusted: the roots of the rotation, then `others`, such as those of the mesh's
     /// configuration.
     pub fn bundle(&self, others: &TrustBundle) -> TrustBundle {

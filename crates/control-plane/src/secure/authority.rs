@@ -2,7 +2,7 @@
 
 use super::proxies::Proxies;
 use super::replicas::Replicas;
-use super::rotation::{self, Decision, Roots, State, decide};
+use super::rotation::{self, Change, Decision, Roots, State, decide};
 use super::store::{Documents, Files, Store};
 use anyhow::{Context as _, Result};
 use ca::rotation::{Evidence, Progress, Replica, ReplicaReport, Settings, Together, together};
@@ -150,7 +150,8 @@ impl Keeper {
         };
         let roots = Roots { current: &current.root, next: next.as_ref().map(|side| &side.root) };
         let order = documents.order.as_deref();
-        let decision = decide(rotation.as_ref(), &roots, order, &evidence, &settings, now)?;
+        let declined = state.declined.as_deref();
+        let decision = decide(rotation.as_ref(), declined, &roots, order, &evidence, &settings, now)?;
 
         let mut in_force = rotation;
         let mut changed = is_news;
@@ -160,19 +161,22 @@ impl Keeper {
                 error!(reason, order, "the order about the root cannot be carried out");
                 self.store.drop_order(documents).await?;
             }
-            Decision::Change(rotation, why) => {
+            Decision::Change(change) => {
+                let Change { rotation, why, declined } = *change;
                 // Kept before anybody acts on it: whoever dies now finds what to do.
-                if !self.store.save(documents, &state.with(Some(&rotation), lifetime)?).await? {
+                let text = state.with(Some(&rotation), declined, lifetime)?;
+                if !self.store.save(documents, &text).await? {
                     return Ok(());
                 }
                 info!(phase = %rotation.phase(), signer = %rotation.signer(), why, "the root is being replaced");
                 self.progress.send_replace(format!("{}\n", rotation.phase()));
-                in_force = Some(*rotation);
+                in_force = Some(rotation);
                 changed = true;
             }
         }
         if in_force.is_none() && self.longest_is_news(documents) {
-            self.store.save(documents, &state.with(None, self.proxies.longest_ttl())?).await?;
+            let text = state.with(None, state.declined.clone(), self.proxies.longest_ttl())?;
+            self.store.save(documents, &text).await?;
         }
         known.is_rotating =
             in_force.as_ref().is_some_and(|rotation| rotation.phase() != ca::rotation::Phase::Stable);

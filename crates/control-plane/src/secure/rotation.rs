@@ -20,6 +20,9 @@ pub(super) struct State {
     pub(super) longest_ttl_seconds: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rotation: Option<Value>,
+    /// The root that was to take over until that was rolled back: it does not begin again by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) declined: Option<String>,
 }
 
 impl State {
@@ -33,10 +36,15 @@ impl State {
     }
 
     /// Returns it as it is kept, with another rotation.
-    pub(super) fn with(&self, rotation: Option<&Rotation>, longest: Duration) -> Result<String> {
+    pub(super) fn with(
+        &self,
+        rotation: Option<&Rotation>,
+        declined: Option<String>,
+        longest: Duration,
+    ) -> Result<String> {
         let rotation = rotation.map(|rotation| serde_json::from_str(&rotation.to_json())).transpose()?;
         let longest_ttl_seconds = self.longest_ttl_seconds.max(longest.as_secs());
-        let mut text = serde_json::to_string_pretty(&Self { longest_ttl_seconds, rotation })?;
+        let mut text = serde_json::to_string_pretty(&Self { longest_ttl_seconds, rotation, declined })?;
         text.push('\n');
         Ok(text)
     }
@@ -86,10 +94,25 @@ pub(super) struct Roots<'a> {
 pub(super) enum Decision {
     /// Nothing: how far it is, if a rotation is under way.
     Wait(Option<Box<Progress>>),
-    /// This takes the place of what is kept, for this reason.
-    Change(Box<Rotation>, String),
+    /// This takes the place of what is kept.
+    Change(Box<Change>),
     /// The order cannot be carried out.
     Refuse(String),
+}
+
+/// What takes the place of what is kept.
+pub(super) struct Change {
+    pub(super) rotation: Rotation,
+    /// Why, for people.
+    pub(super) why: String,
+    /// As in [`State`].
+    pub(super) declined: Option<String>,
+}
+
+impl Decision {
+    fn change(rotation: Rotation, why: String, declined: Option<String>) -> Self {
+        Self::Change(Box::new(Change { rotation, why, declined }))
+    }
 }
 
 /// Decides.
@@ -99,6 +122,7 @@ pub(super) enum Decision {
 /// If what is kept does not go together.
 pub(super) fn decide(
     rotation: Option<&Rotation>,
+    declined: Option<&str>,
     roots: &Roots<'_>,
     order: Option<&str>,
     evidence: &Evidence<'_>,
@@ -115,27 +139,39 @@ pub(super) fn decide(
     check_signer(rotation, roots)?;
     if rotation.phase() == Phase::Stable {
         return match roots.next.filter(|next| next.fingerprint() != rotation.signer()) {
+            Some(next) if declined == Some(next.fingerprint().to_string().as_str()) => match order {
+                Some(order) if Order::parse(order).is_ok_and(|order| order == Order::Resume) => {
+                    begin(rotation, next, now)
+                }
+                order => Ok(order.map_or(Decision::Wait(None), nothing_to_order)),
+            },
             Some(next) => begin(rotation, next, now),
             None => Ok(order.map_or(Decision::Wait(None), nothing_to_order)),
         };
     }
+    let kept = declined.map(str::to_owned);
     if let Some(order) = order {
         let order = match Order::parse(order) {
             Ok(order) => order,
             Err(error) => return Ok(Decision::Refuse(error.to_string())),
         };
-        let (changed, why) = match &order {
-            Order::Force { by } => (rotation.force(by, evidence, settings, now), format!("ordered by {by}")),
-            Order::RollBack => (rotation.roll_back(), "rolled back by order".to_owned()),
-            Order::Resume => (rotation.resume(now), "resumed by order".to_owned()),
+        let (changed, why, declined) = match &order {
+            Order::Force { by } => {
+                (rotation.force(by, evidence, settings, now), format!("ordered by {by}"), kept)
+            }
+            Order::RollBack => {
+                let declined = rotation.newcomer().map(|root| root.to_string());
+                (rotation.roll_back(), "rolled back by order".to_owned(), declined)
+            }
+            Order::Resume => (rotation.resume(now), "resumed by order".to_owned(), None),
         };
         return Ok(match changed {
-            Ok(changed) => Decision::Change(Box::new(changed), why),
+            Ok(changed) => Decision::change(changed, why, declined),
             Err(error) => Decision::Refuse(error.to_string()),
         });
     }
     Ok(match rotation.next(evidence, settings, now) {
-        Ok(next) => Decision::Change(Box::new(next), "everybody is ready".to_owned()),
+        Ok(next) => Decision::change(next, "everybody is ready".to_owned(), kept),
         Err(progress) => Decision::Wait(Some(progress)),
     })
 }
@@ -149,7 +185,7 @@ fn nothing_to_order(order: &str) -> Decision {
 
 fn begin(from: &Rotation, to: &CaCertificate, now: UnixTime) -> Result<Decision> {
     let begun = from.begin(to.clone(), now).context("the next authority cannot take over")?;
-    Ok(Decision::Change(Box::new(begun), format!("\"{}\" is to take over", to.name())))
+    Ok(Decision::change(begun, format!("\"{}\" is to take over", to.name()), None))
 }
 
 /// Whoever is to sign must be here.

@@ -250,6 +250,25 @@ async fn an_operator_forces_and_rolls_back() {
     rig.pass(1).await;
     assert_eq!((rig.roots(), rig.signer()), (2, old), "everybody still trusts the old root");
     rig.says("rolling back");
+
+    // All that was issued meanwhile has expired. It does not begin again, although the other authority is still there.
+    for _ in 0..5 {
+        rig.pass(61).await;
+    }
+    assert_eq!((rig.roots(), rig.signer()), (1, old));
+    rig.says("stable");
+    let kept = std::fs::read_to_string(scratch.path().join("rotation.json")).unwrap();
+    drop(rig);
+    let now = Arc::new(Mutex::new(SystemTime::now() + Duration::from_secs(400)));
+    let mut rig = Rig::start_at(scratch.path(), now);
+    rig.ready().await;
+    rig.pass(61).await;
+    assert_eq!((rig.roots(), rig.signer()), (1, old), "nor after a restart");
+    assert_eq!(std::fs::read_to_string(scratch.path().join("rotation.json")).unwrap(), kept);
+    // Unless that is ordered.
+    std::fs::write(&order, "resume").unwrap();
+    rig.pass(1).await;
+    assert_eq!((rig.roots(), rig.signer()), (2, old));
 }
 
 #[tokio::test(start_paused = true)]
