@@ -2,12 +2,13 @@
 
 use crate::admin::{self, AdminState};
 use crate::admission::{self, Admission, Ground, Writing};
-use crate::args::{Args, LogArgs, LogFormat};
+use crate::args::{Args, LogArgs, LogFormat, Writes};
 use crate::mesh_file;
 use crate::secure::Secure;
 use crate::source::{EngineSource, SecretSource};
-use crate::sources::Sources;
+use crate::sources::{Sources, revisioned};
 use crate::state_dir::{self, StateDir};
+use crate::status::{self, Feed};
 use crate::writer::{self, Writer, WriterState};
 use anyhow::{Context as _, Result, anyhow};
 use index::Settings;
@@ -92,6 +93,10 @@ async fn serve(args: Args) -> Result<()> {
     let (held_sender, held) = watch::channel(None);
     let (accepted_mesh, accepted) = watch::channel(None);
     let (facts_sender, facts) = watch::channel(Arc::default());
+    let is_reported = args.source.config.is_none() && args.admission.write.contains(&Writes::Status);
+    let (noted, told) = mpsc::unbounded_channel();
+    let service = revisioned("istiod", &args.mesh.revision);
+    let feed = is_reported.then(|| Feed::new(noted, args.source.namespace.clone(), service));
     let writer = Writer {
         settings,
         sources: started.names,
@@ -101,6 +106,7 @@ async fn serve(args: Args) -> Result<()> {
         facts: facts_sender,
         push: push.clone(),
         state: state_sender,
+        feed,
         held: held_sender,
     };
     tasks.spawn(async move {
@@ -142,11 +148,23 @@ async fn serve(args: Args) -> Result<()> {
         if !args.admission.write.is_empty() {
             let client = connect(&args).await?.context("without a cluster there is nothing to --write to")?;
             let settings = port.settings();
-            writing = Some(Writing { client, presenting, bundles, facts, settings, states: write_states });
+            let identity = admission::identity(args.admission.pod_name.as_deref())?;
+            let states = write_states;
+            writing = Some(Writing {
+                client,
+                identity,
+                presenting,
+                bundles,
+                facts,
+                settings,
+                states,
+                status: None,
+            });
         }
         admission = Some(port);
     }
     let source = EngineSource {
+        is_reported,
         secrets: secure.as_ref().map(Secure::secrets),
         push: push.clone(),
         state: state.clone(),
@@ -156,6 +174,21 @@ async fn serve(args: Args) -> Result<()> {
     };
     let config = xds::Config::standard(format!("weftd {}", env!("CARGO_PKG_VERSION")));
     let server = xds::Server::new(Arc::new(source), config.clone(), metrics);
+    let mut for_replicas = axum::Router::new();
+    if let (true, Some(secure), Some(writing)) = (is_reported, &secure, &mut writing) {
+        let ground = status::Ground {
+            told,
+            push: push.clone(),
+            sessions: server.registry(),
+            state: state.clone(),
+            namespace: args.source.namespace.clone(),
+            account: args.admission.service_account.clone(),
+            name: writing.identity.clone(),
+        };
+        let (route, status) = status::start(ground, secure, &mut tasks);
+        for_replicas = route;
+        writing.status = Some(status);
+    }
     let stopping = CancellationToken::new();
     let admin = AdminState {
         writer: state.clone(),
@@ -188,7 +221,9 @@ async fn serve(args: Args) -> Result<()> {
         let source = SecretSource { secrets: secure.secrets(), domain: args.mesh.domain.clone() };
         let config = xds::Config { only: Some(ResourceType::Secret), ..config };
         let secrets = xds::Server::new(Arc::new(source), config, secret_metrics);
-        let routes = server.routes().await?.add_service(secrets.secret_service());
+        let mut routes = server.routes().await?.add_service(secrets.secret_service());
+        let services = std::mem::take(routes.axum_router_mut());
+        *routes.axum_router_mut() = services.merge(for_replicas);
         secured.spawn(secure.serve(routes, connection_metrics.clone(), stopping.clone()));
         // It lives as long as its streams may.
         secret_server = Some(secrets);

@@ -165,9 +165,12 @@ pub struct AdmissionArgs {
     #[arg(long, value_name = "WHEN", env = "ENABLE_NATIVE_SIDECARS", default_value = "auto", value_parser = native)]
     pub native_sidecars: inject::NativeSidecars,
     /// What weftd writes to the cluster, one replica at a time. By default nothing: so a weftd that only looks at a
-    /// cluster changes nothing there. charts/weft sets both
+    /// cluster changes nothing there. charts/weft sets all
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
     pub write: Vec<Writes>,
+    /// The service account of weftd's pod: replicas tell each other how far their proxies are if they are of this one
+    #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT", default_value = "istiod", value_parser = dns_name)]
+    pub service_account: String,
     /// The name of weftd's pod, by which it is known as the holder of a lease
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub pod_name: Option<String>,
@@ -180,6 +183,8 @@ pub enum Writes {
     Webhooks,
     /// The ConfigMap `istio-ca-root-cert` in every namespace of the mesh
     RootCertificates,
+    /// The conditions `Accepted` and `Programmed` of the mesh's objects
+    Status,
 }
 
 impl SecureArgs {

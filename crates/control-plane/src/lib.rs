@@ -19,6 +19,7 @@ mod secure;
 mod source;
 mod sources;
 mod state_dir;
+mod status;
 mod writer;
 
 pub use app::run;

@@ -11,6 +11,7 @@
 mod authority;
 mod cluster;
 mod files;
+mod own;
 mod permissions;
 mod presenter;
 mod proxies;
@@ -20,6 +21,7 @@ mod rotation;
 mod store;
 mod stream;
 
+pub(crate) use own::OwnIdentity;
 pub(crate) use stream::{SecretObserver, Secrets, Served, without_secrets};
 
 use crate::admin::Doorkeepers;
@@ -170,6 +172,22 @@ impl Secure {
     /// Returns what secrets on streams are made of.
     pub(crate) fn secrets(&self) -> Secrets {
         self.secrets.clone()
+    }
+
+    /// Returns who weftd is towards its replicas.
+    pub(crate) fn own_identity(&self, namespace: &str, account: &str) -> OwnIdentity {
+        OwnIdentity {
+            held: self.holder.subscribe(),
+            clock: self.clock.clone(),
+            namespace: namespace.into(),
+            account: account.to_owned(),
+            made: Arc::default(),
+        }
+    }
+
+    /// Returns the name that clients know this port by, and replicas each other.
+    pub(crate) fn name(&self) -> Option<ServerName<'static>> {
+        self.names.first().cloned()
     }
 
     /// Returns how far the replacement of a root is, for people.

@@ -29,6 +29,8 @@ pub(crate) struct EngineSource {
     pub(crate) domain: String,
     /// Whether private keys may go anywhere in plain text.
     pub(crate) secrets_anywhere: bool,
+    /// Whether anybody asks how far proxies are.
+    pub(crate) is_reported: bool,
     /// What those get who have proved who they are; nothing if nobody can.
     pub(crate) secrets: Option<Secrets>,
 }
@@ -74,8 +76,12 @@ impl SecretSource {
         let proxy = proved(node, &self.domain, caller)?;
         let Served { snapshots, on_demand, observer } =
             self.secrets.serve(caller, peer, &proxy.workload, None);
-        let observer =
-            Box::new(SessionObserver { node_id: proxy.node_id, secrets: Some(observer), _connected: None });
+        let observer = Box::new(SessionObserver {
+            node_id: proxy.node_id,
+            secrets: Some(observer),
+            connected: None,
+            is_reported: false,
+        });
         Ok(Connection { snapshots, drain_time: None, on_demand, observer })
     }
 }
@@ -113,7 +119,8 @@ impl EngineSource {
             let observer = Box::new(SessionObserver {
                 node_id: proxy.node_id,
                 secrets: Some(observer),
-                _connected: None,
+                connected: None,
+                is_reported: false,
             });
             return Ok(Connection { snapshots, drain_time: None, on_demand, observer });
         }
@@ -133,7 +140,9 @@ impl EngineSource {
             (None, _) if self.secrets_anywhere || peer.address.is_some_and(is_local) => compiled,
             _ => stripped(compiled),
         };
-        let observer = Box::new(SessionObserver { node_id, secrets, _connected: Some(connected) });
+        let is_reported = self.is_reported;
+        let observer =
+            Box::new(SessionObserver { node_id, secrets, connected: Some(connected), is_reported });
         Ok(Connection { snapshots, drain_time, on_demand, observer })
     }
 }
@@ -170,10 +179,16 @@ fn stripped(mut snapshots: watch::Receiver<Arc<Snapshot>>) -> watch::Receiver<Ar
 struct SessionObserver {
     node_id: model::Str,
     secrets: Option<SecretObserver>,
-    _connected: Option<Connected>,
+    connected: Option<Connected>,
+    is_reported: bool,
 }
 
 impl Observer for SessionObserver {
+    fn desired(&self) -> Option<watch::Receiver<Arc<Snapshot>>> {
+        let connected = self.connected.as_ref().filter(|_| self.is_reported);
+        connected.map(|connected| connected.snapshots.clone())
+    }
+
     fn observe(&mut self, event: &Event) {
         if let Some(secrets) = &mut self.secrets {
             secrets.observe(event);

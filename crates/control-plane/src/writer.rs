@@ -4,6 +4,7 @@
 //! smaller than the truth because weftd has just started.
 
 use crate::admission::Facts;
+use crate::status::Feed;
 use index::{Change, Doubt, Findings, Held, Index, Settings};
 use k8s_api::mesh_config::MeshConfig;
 use k8s_api::object::Object;
@@ -73,14 +74,26 @@ pub(crate) struct Writer {
     pub(crate) push: Push,
     /// What others may know.
     pub(crate) state: watch::Sender<WriterState>,
+    /// Where changes are noted for those who report on objects; nowhere if nobody does.
+    pub(crate) feed: Option<Feed>,
     /// Objects that are in use in an older form; nothing until every source is synced.
     pub(crate) held: watch::Sender<Option<Vec<Held>>>,
 }
 
 /// Takes in changes until there are no more sources.
 pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
-    let Writer { settings, sources, restored, mut restored_mesh, accepted_mesh, facts, push, state, held } =
-        writer;
+    let Writer {
+        settings,
+        sources,
+        restored,
+        mut restored_mesh,
+        accepted_mesh,
+        facts,
+        push,
+        state,
+        mut feed,
+        held,
+    } = writer;
     let domain = settings.domain.clone();
     let cluster = settings.cluster.clone();
     let mut index = Index::new(settings);
@@ -88,12 +101,16 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
     let mut waiting_for: BTreeSet<&'static str> = sources.iter().copied().collect();
     state.send_modify(|state| state.waiting_for.clone_from(&waiting_for));
     let mut batch = Vec::new();
+    let mut generation = 0;
     // All that has arrived is one change: there is no reason to compile for states that are history already.
     let mut hold = None;
     while take_in(&mut changes, &mut batch, &mut hold, index.doubts_until()).await {
         note_facts(&facts, &batch);
         index.set_time(seconds_since_1970());
         for change in batch.drain(..) {
+            if let Some(feed) = &mut feed {
+                feed.note(&change);
+            }
             match change {
                 Change::Reset(reset, objects) => index.reset(&reset, objects),
                 Change::Apply(sourced) => index.apply(sourced),
@@ -167,7 +184,11 @@ pub(crate) async fn write(writer: Writer, mut changes: mpsc::Receiver<Change>) {
             }
         });
         if let Some((view, changes)) = published {
+            generation = view.generation();
             push.publish(view, changes);
+        }
+        if let Some(feed) = &mut feed {
+            feed.published(generation);
         }
     }
 }
@@ -315,6 +336,7 @@ mod tests {
             facts: watch::channel(Arc::default()).0,
             push: Push::spawn(Arc::default()).unwrap(),
             state,
+            feed: None,
             held: watch::channel(None).0,
         };
         let writing = tokio::spawn(write(writer, inbox));

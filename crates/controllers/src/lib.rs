@@ -48,4 +48,7 @@ pub use kube::Client;
 pub use proxy_configs::ProxyConfigs;
 pub use run::{RunError, SOURCES, run};
 pub use state::{SourceError, SourceState, States};
-pub use write::{Bundles, RootCertificates, WriteState, WriteStates, Writers};
+pub use tap::Seen;
+pub use write::{
+    Bundles, Leads, Reported, RootCertificates, Statuses, Wish, WriteState, WriteStates, Writers,
+};

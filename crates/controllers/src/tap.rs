@@ -17,13 +17,13 @@ pub(crate) type Name = (String, String);
 
 /// What is seen. What cannot be decoded is not seen at all.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Seen<K> {
+pub enum Seen<K> {
     /// These are all.
     All(Vec<K>),
     /// This is new or different.
     Is(K),
-    /// This is gone.
-    Gone(Name),
+    /// The one with this namespace and name is gone.
+    Gone((String, String)),
 }
 
 /// Which objects are watched.

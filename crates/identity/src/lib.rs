@@ -30,7 +30,7 @@ pub use certificate::{CertificateAuthenticator, Purpose, TrustDomains, serial_an
 pub use certificate_service::{CertificateService, Impersonation, Nobody, Recorder};
 pub use claim::{ClaimError, authorize};
 pub use gate::{Gate, GateConfig};
-pub use methods::{Access, METHODS, access_of};
+pub use methods::{Access, METHODS, REPLICA_COUNTS, access_of};
 pub use metrics::Metrics;
 pub use signing::SigningPool;
 pub use tls::{Identity, ServerTls, TlsError, Trust};

@@ -15,6 +15,9 @@ pub enum Access {
     Fresh,
 }
 
+/// Not gRPC: where replicas of weftd ask each other how far proxies are, in JSON. Who they are is checked there.
+pub const REPLICA_COUNTS: &str = "/weft.dev/replica/counts";
+
 /// Every method that may be called, and by whom.
 pub const METHODS: &[(&str, Access)] = &[
     ("/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources", Access::Proved),
@@ -26,6 +29,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/grpc.health.v1.Health/Watch", Access::Anyone),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Proved),
     ("/istio.v1.auth.IstioCertificateService/CreateCertificate", Access::Fresh),
+    (REPLICA_COUNTS, Access::Proved),
 ];
 
 /// Returns what the method at `path` asks of its caller, or `None` if nobody may call it.

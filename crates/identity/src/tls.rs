@@ -1,7 +1,8 @@
 //! TLS for the port that strangers reach: who is trusted, what we present, and how both change while serving.
 
 use arc_swap::ArcSwap;
-use ca::{Authority, IssueError, PublicKey, Serial, UnixTime};
+use ca::{Authority, IssueError, IssuedChain, PublicKey, Serial, UnixTime};
+use model::SpiffeId;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
@@ -105,12 +106,28 @@ impl Identity {
         ttl: Option<Duration>,
         now: SystemTime,
     ) -> Result<Self, TlsError> {
+        Self::make(now, |key, now, serial| authority.issue_server(key, names, ttl, now, serial))
+    }
+
+    /// Makes a key and has `authority` certify it for a workload.
+    pub fn issue_workload(
+        authority: &Authority,
+        id: &SpiffeId,
+        ttl: Option<Duration>,
+        now: SystemTime,
+    ) -> Result<Self, TlsError> {
+        Self::make(now, |key, now, serial| authority.issue_for_key(key, id, ttl, now, serial))
+    }
+
+    fn make(
+        now: SystemTime,
+        issue: impl FnOnce(&PublicKey, UnixTime, Serial) -> Result<IssuedChain, IssueError>,
+    ) -> Result<Self, TlsError> {
         let key = rcgen::KeyPair::generate()?;
         let public = PublicKey::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&key))?;
         let mut serial = [0; 20];
         aws_lc_rs::rand::fill(&mut serial).map_err(|_| TlsError::Random)?;
-        let serial = Serial::from_random(serial);
-        let issued = authority.issue_server(&public, names, ttl, UnixTime::from(now), serial)?;
+        let issued = issue(&public, UnixTime::from(now), Serial::from_random(serial))?;
         let private = PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| TlsError::Random)?;
         let certified = CertifiedKey::from_der(issued.der_chain(), private, &provider())?;
         let validity = issued.validity();
@@ -119,6 +136,26 @@ impl Identity {
             not_before: validity.not_before.into(),
             not_after: validity.not_after.into(),
         })
+    }
+
+    /// Returns the TLS of a client that shows this, and trusts servers with a certificate from one of `roots`.
+    pub fn for_client(
+        &self,
+        roots: impl IntoIterator<Item = CertificateDer<'static>>,
+        protocols: &[&[u8]],
+    ) -> Result<rustls::ClientConfig, TlsError> {
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root).map_err(TlsError::Root)?;
+        }
+        let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(self.certified.clone()));
+        let mut config = rustls::ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(store)
+            .with_client_cert_resolver(resolver);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
     }
 
     /// Returns when it should be replaced: when half of its life is over.

@@ -19,4 +19,4 @@ mod store;
 mod workloads;
 
 pub use doubt::{Doubt, ENDPOINT_DOUBT};
-pub use store::{Change, Finding, Findings, Held, Index, Reset, Settings, Sourced};
+pub use store::{Change, Finding, Findings, Held, Index, Reset, Settings, Sourced, model_key};

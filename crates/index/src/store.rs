@@ -610,7 +610,7 @@ fn api_key(key: &ObjectKey) -> ApiKey {
 }
 
 /// Returns the key under which the mesh knows an object, or nothing for kinds that it does not.
-pub(crate) fn model_key(key: &ApiKey) -> Option<ObjectKey> {
+pub fn model_key(key: &ApiKey) -> Option<ObjectKey> {
     let kind = match (key.group.as_ref(), key.kind.as_ref()) {
         ("", "Service") => Kind::Service,
         ("discovery.k8s.io", "EndpointSlice") => Kind::EndpointSlice,

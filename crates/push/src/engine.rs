@@ -7,16 +7,19 @@ use crate::memo::{Computation, Counters, Memo};
 use compile::Shared;
 use compile::audience::Selection;
 use compile::query::{self, Answer, Evaluated, Query};
-use model::{ChangeSet, Key, MeshView, Proxy};
-use proto::resource::Snapshot;
+use model::{ChangeSet, Key, MeshView, ObjectKey, Proxy};
+use proto::resource::{Resource, ResourceType, Snapshot};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Names a connected proxy for as long as it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(u64);
+
+/// Resources by type and name, in all versions that there are of them.
+pub type Resting = BTreeMap<(ResourceType, Arc<str>), BTreeSet<Arc<str>>>;
 
 /// What a change led to, for logs and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +166,44 @@ impl Engine {
     /// Returns the newest snapshot of a session.
     pub fn snapshot(&self, id: SessionId) -> Option<Arc<Snapshot>> {
         self.sessions.get(&id).map(|session| session.snapshots.borrow().clone())
+    }
+
+    /// Returns the resources that rest on any of these keys, whoever gets them.
+    pub fn resting_on(&self, keys: &[Key]) -> Resting {
+        let mut resting = Resting::default();
+        self.memo.above(keys, |_, answer| {
+            let resources: &[Arc<Resource>] = match answer {
+                Answer::Resource(resource) => resource.as_slice(),
+                Answer::Resources(resources) => resources,
+                // They hold what was met on the way to them.
+                Answer::Set(_) | Answer::Snapshot(_) => return false,
+                _ => return true,
+            };
+            for resource in resources {
+                let named = resting.entry((resource.kind(), resource.name().clone())).or_default();
+                named.insert(resource.version().clone());
+            }
+            true
+        });
+        resting
+    }
+
+    /// Returns the objects that went into this version of a resource, as far as they are read by their own names. Looks at
+    /// everything that is remembered: this is for what seldom happens.
+    pub fn objects_in(&self, kind: ResourceType, name: &str, version: &str) -> BTreeSet<ObjectKey> {
+        let is_it = |resource: &Arc<Resource>| {
+            resource.kind() == kind && **resource.name() == *name && **resource.version() == *version
+        };
+        let keys = self.memo.below(|answer| match answer {
+            Answer::Resource(resource) => resource.iter().any(is_it),
+            Answer::Resources(resources) => resources.iter().any(is_it),
+            _ => false,
+        });
+        let objects = keys.into_iter().filter_map(|key| match key {
+            Key::Object(object) => Some(object),
+            _ => None,
+        });
+        objects.collect()
     }
 
     /// Returns what was computed so far.

@@ -8,5 +8,5 @@ pub mod engine;
 pub mod memo;
 pub mod service;
 
-pub use engine::{Applied, Engine, SessionId};
+pub use engine::{Applied, Engine, Resting, SessionId};
 pub use service::{Connected, Push, Stats, Stopped};

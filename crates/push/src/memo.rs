@@ -225,6 +225,42 @@ impl<C: Computation> Memo<C> {
         self.ids.get(query).is_some_and(|&id| node(&self.nodes, id).state == State::Clean)
     }
 
+    /// Goes through the answers that rest on any of these keys. `visit` says whether what rests on an answer in turn is of
+    /// interest too. Nothing is computed, and what is out of date is taken as it is.
+    pub fn above<'k>(
+        &self,
+        keys: impl IntoIterator<Item = &'k C::Key>,
+        mut visit: impl FnMut(&C::Query, &C::Answer) -> bool,
+    ) where
+        C::Key: 'k,
+    {
+        let mut wave: Vec<NodeId> =
+            keys.into_iter().filter_map(|key| self.readers.get(key)).flatten().copied().collect();
+        let mut seen: NodeSet = wave.iter().copied().collect();
+        while let Some(id) = wave.pop() {
+            let node = node(&self.nodes, id);
+            let Some(answer) = &node.answer else { continue };
+            if visit(&node.query, answer) {
+                wave.extend(node.dependents.iter().copied().filter(|above| seen.insert(*above)));
+            }
+        }
+    }
+
+    /// Returns the keys that the answers rest on which `holds` picks out. Looks at every answer.
+    pub fn below(&self, holds: impl Fn(&C::Answer) -> bool) -> BTreeSet<C::Key> {
+        let picked = self.nodes.iter().enumerate().filter_map(|(id, node)| Some((id, node.as_ref()?)));
+        let picked = picked.filter(|(_, node)| node.answer.as_ref().is_some_and(&holds));
+        let mut wave: Vec<NodeId> = picked.map(|(id, _)| id).collect();
+        let mut seen: NodeSet = wave.iter().copied().collect();
+        let mut keys = BTreeSet::new();
+        while let Some(id) = wave.pop() {
+            let node = node(&self.nodes, id);
+            keys.extend(node.keys.iter().cloned());
+            wave.extend(node.asks.iter().copied().filter(|below| seen.insert(*below)));
+        }
+        keys
+    }
+
     /// Returns what was done so far.
     pub fn counters(&self) -> Counters {
         self.counters

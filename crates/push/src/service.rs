@@ -4,10 +4,11 @@
 //! arrives while it works is taken in together afterwards: the first change leaves at once, and under load the
 //! rate adapts to what compilation takes. There is no timer.
 
-use crate::engine::{Engine, SessionId};
+use crate::engine::{Engine, Resting, SessionId};
 use crate::memo::Counters;
-use model::{ChangeSet, MeshView, Proxy};
-use proto::resource::Snapshot;
+use model::{ChangeSet, Key, MeshView, ObjectKey, Proxy};
+use proto::resource::{ResourceType, Snapshot};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -65,6 +66,8 @@ enum Command {
     View(Arc<MeshView>, ChangeSet),
     Connect(Box<Proxy>, oneshot::Sender<Connected>, mpsc::Sender<Self>),
     Disconnect(SessionId),
+    RestingOn(Vec<Vec<Key>>, oneshot::Sender<Vec<Resting>>),
+    ObjectsIn(ResourceType, Arc<str>, Arc<str>, oneshot::Sender<BTreeSet<ObjectKey>>),
 }
 
 impl Push {
@@ -96,6 +99,35 @@ impl Push {
     pub async fn connect(&self, proxy: Proxy) -> Result<Connected, Stopped> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Connect(Box::new(proxy), reply, self.commands.clone());
+        self.commands.send(command).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Returns, for each of these sets of keys, the resources that rest on any of them. Compiles nothing, but takes its
+    /// turn among changes: ask for what is needed, and not often.
+    ///
+    /// # Errors
+    ///
+    /// If the engine has ended.
+    pub async fn resting_on(&self, keys: Vec<Vec<Key>>) -> Result<Vec<Resting>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::RestingOn(keys, reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Returns the objects that went into a version of a resource, see [`Engine::objects_in`].
+    ///
+    /// # Errors
+    ///
+    /// If the engine has ended.
+    pub async fn objects_in(
+        &self,
+        kind: ResourceType,
+        name: &Arc<str>,
+        version: &Arc<str>,
+    ) -> Result<BTreeSet<ObjectKey>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::ObjectsIn(kind, name.clone(), version.clone(), reply);
         self.commands.send(command).map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
@@ -135,6 +167,13 @@ fn run(mut engine: Engine, inbox: &mpsc::Receiver<Command>, stats: &watch::Sende
                     let (id, snapshots) = engine.connect(*proxy);
                     // A client that went away in the meantime drops its place by itself.
                     let _ = reply.send(Connected { snapshots, id, commands });
+                }
+                // Whoever asked may have stopped to wait.
+                Command::RestingOn(keys, reply) => {
+                    let _ = reply.send(keys.iter().map(|keys| engine.resting_on(keys)).collect());
+                }
+                Command::ObjectsIn(kind, name, version, reply) => {
+                    let _ = reply.send(engine.objects_in(kind, &name, &version));
                 }
                 Command::Disconnect(id) => {
                     engine.disconnect(id);

@@ -8,8 +8,8 @@ use model::route::{Headers, StringMatch};
 use model::service::{Address, Health, Registry, Resolution, TargetPort, TrafficDistribution, Vip};
 use model::virtual_service::{Destination, GatewayRef, HttpAction, HttpDestination, HttpMatch, HttpRule};
 use model::{
-    DestinationRule, Endpoint, ExportTo, Kind, Labels, Locality, MeshViewBuilder, Meta, Namespace, ObjectKey,
-    Protocol, Proxy, Service, ServiceKey, ServicePort, VirtualService, WorkloadId,
+    DestinationRule, Endpoint, ExportTo, Key, Kind, Labels, Locality, MeshViewBuilder, Meta, Namespace,
+    ObjectKey, Protocol, Proxy, Service, ServiceKey, ServicePort, VirtualService, WorkloadId,
 };
 use proptest::prelude::*;
 use proto::resource::{ResourceType, Snapshot};
@@ -369,4 +369,47 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn it_is_known_what_an_object_went_into_and_what_went_into_a_resource() {
+    let mut builder = mesh(20, 2);
+    builder.set_virtual_service(rule(4, 2, 10, ExportTo::All));
+    builder.set_virtual_service(rule(6, 2, 10, ExportTo::All));
+    let mut engine = Engine::new(Arc::new(builder.publish().unwrap().0));
+    let (_, receiver) = engine.connect(proxy(0, 2));
+    let about = |number: usize| rule(number, 2, 0, ExportTo::All).meta.key;
+    let resting = |engine: &Engine, number| engine.resting_on(&[Key::Object(about(number))]);
+
+    let of_four = resting(&engine, 4);
+    assert!(!of_four.is_empty());
+    let snapshot = receiver.borrow().clone();
+    for ((kind, name), versions) in &of_four {
+        assert_eq!(*kind, ResourceType::RouteConfiguration, "{name}");
+        let resource = snapshot.of(*kind).get(name).unwrap();
+        assert!(versions.contains(resource.version()));
+        let objects = engine.objects_in(*kind, name, resource.version());
+        assert!(objects.contains(&about(4)), "{objects:?}");
+        assert!(engine.objects_in(*kind, name, "another").is_empty());
+    }
+    let (kind, name) = (ResourceType::Cluster, "outbound|80||svc1.ns1.svc.cluster.local");
+    let cluster = snapshot.clusters.get(name).unwrap();
+    assert!(!engine.objects_in(kind, name, cluster.version()).contains(&about(4)));
+
+    // With the object, what rests on it changes; and asking costs nothing.
+    let before = engine.counters();
+    builder.set_virtual_service(rule(4, 2, 50, ExportTo::All));
+    apply(&mut engine, &mut builder);
+    let changed = difference(&snapshot, &receiver.borrow());
+    let now = resting(&engine, 4);
+    assert!(
+        !changed.is_empty()
+            && changed.iter().all(|(kind, name)| now.contains_key(&(*kind, name.as_str().into())))
+    );
+    assert_ne!(now, of_four);
+    assert!(resting(&engine, 9).is_empty(), "there is no such object");
+    let after = engine.counters();
+    assert!(after.evaluated > before.evaluated);
+    resting(&engine, 6);
+    assert_eq!(engine.counters(), after);
 }

@@ -1,13 +1,15 @@
 //! Who is connected, and how far each is: what status, `/debug/syncz` and `/debug/config_dump` are made of.
 
 use crate::server::Reading;
-use crate::session::{Protocol, Session, SessionStatus};
+use crate::session::{Distance, Protocol, Session, SessionStatus};
 use crate::source::PeerInfo;
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
+use proto::resource::Snapshot;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 
 /// The sessions of a server. Cloning shares them. Reading waits for no client: a session is in use only for as long as
 /// it takes to decide what to send next.
@@ -35,11 +37,34 @@ pub struct SessionView {
     pub status: SessionStatus,
 }
 
+/// How far a client is on its way to what it should have.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The stream's number.
+    pub stream: u64,
+    /// The node that the client described itself as.
+    pub node: Arc<Node>,
+    /// What it should have, as of the moment at which it was asked.
+    pub desired: Arc<Snapshot>,
+    /// What is between that and what it has acknowledged.
+    pub distance: Distance,
+}
+
+/// Who comes.
+pub(crate) struct Client {
+    pub(crate) stream: u64,
+    pub(crate) node: Node,
+    pub(crate) peer: PeerInfo,
+    /// What it should have, if anybody asks how far it is.
+    pub(crate) desired: Option<watch::Receiver<Arc<Snapshot>>>,
+}
+
 #[derive(Debug)]
 struct Entry {
     stream: u64,
     node: Arc<Node>,
     peer: PeerInfo,
+    desired: Option<watch::Receiver<Arc<Snapshot>>>,
     protocol: Protocol,
     connected_at: SystemTime,
     updated_at: Mutex<SystemTime>,
@@ -63,6 +88,12 @@ impl Registry {
         newest.map(|entry| entry.view())
     }
 
+    /// Returns how far those clients are of which the source knows what they should have, oldest first.
+    pub fn progress(&self) -> Vec<Progress> {
+        let entries: Vec<Arc<Entry>> = self.entries.lock().values().cloned().collect();
+        entries.iter().filter_map(|entry| entry.progress()).collect()
+    }
+
     /// Returns how many sessions there are.
     pub fn len(&self) -> usize {
         self.entries.lock().len()
@@ -82,18 +113,18 @@ impl Registry {
 
     pub(crate) fn enter(
         &self,
-        stream: u64,
-        node: Node,
-        peer: PeerInfo,
+        client: Client,
         protocol: Protocol,
         session: Arc<Mutex<Session>>,
         reading: Arc<Reading>,
     ) -> Registration {
+        let Client { stream, node, peer, desired } = client;
         let now = SystemTime::now();
         let entry = Arc::new(Entry {
             stream,
             node: Arc::new(node),
             peer,
+            desired,
             protocol,
             connected_at: now,
             updated_at: Mutex::new(now),
@@ -106,6 +137,13 @@ impl Registry {
 }
 
 impl Entry {
+    fn progress(&self) -> Option<Progress> {
+        // Before the session is looked at: what it has taken up since only brings it nearer to something newer.
+        let desired = self.desired.as_ref()?.borrow().clone();
+        let distance = self.session.lock().distance(&desired);
+        Some(Progress { stream: self.stream, node: self.node.clone(), desired, distance })
+    }
+
     fn view(&self) -> SessionView {
         SessionView {
             stream: self.stream,

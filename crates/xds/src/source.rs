@@ -48,6 +48,12 @@ pub struct Connection {
 pub trait Observer: Send {
     /// Takes an event. Called on the stream's own task, so it must not block.
     fn observe(&mut self, event: &Event);
+
+    /// Returns what the client should have, as whoever compiles it says so; nothing if nobody asks how far the client is
+    /// on its way there. Asked once, when the stream begins.
+    fn desired(&self) -> Option<watch::Receiver<Arc<Snapshot>>> {
+        None
+    }
 }
 
 /// An observer that does not care.

@@ -15,7 +15,7 @@ use proto::resource::{ResourceType, Snapshot, Warming};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use xds::session::{ChannelState, Event, Held, Names, Protocol};
+use xds::session::{ChannelState, Distance, Event, Held, Names, Protocol};
 
 const CDS: ResourceType = ResourceType::Cluster;
 const EDS: ResourceType = ResourceType::ClusterLoadAssignment;
@@ -313,6 +313,41 @@ fn a_named_culprit_is_quarantined_and_the_others_proceed() {
     let clusters = &hand.session.status().channels[0];
     assert_eq!(clusters.acked["a"], model::world::resource(&contents[0]));
     assert_eq!(clusters.state, ChannelState::Synced);
+}
+
+#[test]
+fn how_far_a_client_is_can_be_asked() {
+    let mut contents = basic();
+    let mut hand = Hand::settled(&contents);
+    let now = snapshot(&contents);
+    let distance = |hand: &Hand, desired: &Snapshot| hand.session.distance(desired);
+    assert_eq!(distance(&hand, &now), Distance { is_settled: true, ..Distance::default() });
+    // The session has not seen the newest snapshot.
+    contents[0] = bad(eds("a", 1), Quality::Bad);
+    contents.push(eds("good", 0));
+    let next = snapshot(&contents);
+    assert_eq!(distance(&hand, &next), Distance::default());
+    hand.publish(&contents);
+    let mut responses = hand.take();
+    let clusters = responses.remove(0);
+    let names = |hand: &Hand| -> Vec<String> {
+        let unsettled = distance(hand, &next).unsettled;
+        unsettled.into_iter().filter(|(kind, _)| *kind == CDS).map(|(_, name)| name.to_string()).collect()
+    };
+    assert_eq!(names(&hand), ["a", "good"]);
+    hand.answer(&clusters, Some("Error adding/updating cluster(s) a: no"));
+    assert_eq!(names(&hand), ["good"]);
+    responses.iter().for_each(|response| hand.answer(response, None));
+    hand.ack_all();
+    // What is rejected is not waited for, and its words outlive later acknowledgements.
+    let after = distance(&hand, &next);
+    assert!(after.is_settled && after.unsettled.is_empty(), "{after:?}");
+    let [(kind, rejected, words)] = after.rejected.as_slice() else { panic!("{after:?}") };
+    assert_eq!((*kind, &*rejected.name, &**words), (CDS, "a", "Error adding/updating cluster(s) a: no"));
+    contents[0] = eds("a", 2);
+    hand.publish(&contents);
+    hand.ack_all();
+    assert_eq!(distance(&hand, &snapshot(&contents)), Distance { is_settled: true, ..Distance::default() });
 }
 
 #[test]

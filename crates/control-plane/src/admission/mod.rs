@@ -14,7 +14,7 @@ mod writers;
 
 pub(crate) use facts::Facts;
 pub(crate) use settings::Current;
-pub(crate) use writers::{Writing, write};
+pub(crate) use writers::{Writing, identity, write};
 
 use crate::args::Args;
 use crate::sources::revisioned;

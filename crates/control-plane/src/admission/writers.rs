@@ -3,8 +3,9 @@
 use super::{Current, Facts};
 use crate::args::{Args, Writes};
 use crate::secure::Presenting;
+use crate::status::StatusWriting;
 use anyhow::{Result, bail};
-use controllers::{Bundles, Client, RootCertificates, WriteStates, Writers};
+use controllers::{Bundles, Client, Leads, RootCertificates, WriteStates, Writers};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -25,43 +26,71 @@ pub(crate) struct Writing {
     pub(crate) settings: watch::Receiver<Option<Current>>,
     /// How it is going.
     pub(crate) states: watch::Sender<WriteStates>,
+    /// What nobody else is called.
+    pub(crate) identity: String,
+    /// What is said about objects; nothing if nobody asks.
+    pub(crate) status: Option<StatusWriting>,
 }
 
 /// Writes what the flags ask for until `stopping`, and gives the leases back.
-///
-/// # Errors
-///
-/// If the system has no randomness.
 pub(crate) async fn write(args: Args, writing: Writing, stopping: CancellationToken) -> Result<()> {
-    let Writing { client, presenting, bundles, facts, settings, states } = writing;
+    let Writing { client, presenting, bundles, facts, settings, states, identity, status } = writing;
     let writers = Writers {
         client,
         namespace: args.source.namespace.clone(),
         revision: args.mesh.revision.clone(),
-        identity: identity(args.admission.pod_name.as_deref())?,
+        identity,
         states,
     };
     let does = |what| args.admission.write.contains(&what);
-    let webhooks = async {
-        if does(Writes::Webhooks) {
-            writers.webhooks(presenting.bundle, bundles, stopping.clone()).await;
-        }
-    };
-    let certificates = async {
-        if does(Writes::RootCertificates) {
-            let (sender, wanted) = watch::channel(None);
-            tokio::select! {
-                () = writers.root_certificates(wanted, stopping.clone()) => {}
-                () = want(presenting.roots, facts, settings, sender) => {}
+    let of_revision = async |leads: Leads| {
+        let webhooks = async {
+            match does(Writes::Webhooks) {
+                true => writers.webhooks(presenting.bundle, bundles, leads.clone()).await,
+                false => std::future::pending().await,
             }
+        };
+        let statuses = async {
+            match status {
+                Some(StatusWriting { wanted, seen, leads: told }) => {
+                    told.send_replace(Some(leads.clone()));
+                    writers.statuses(wanted, seen, leads.clone()).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(webhooks, statuses);
+    };
+    let of_cluster = async |leads: Leads| {
+        let (sender, wanted) = watch::channel(None);
+        let certificates = async {
+            match does(Writes::RootCertificates) {
+                true => writers.root_certificates(wanted, leads.clone()).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::join!(certificates, want(presenting.roots, facts, settings, sender));
+    };
+    let revision = async {
+        if does(Writes::Webhooks) || does(Writes::Status) {
+            writers.lead_revision(of_revision, stopping.clone()).await;
         }
     };
-    tokio::join!(webhooks, certificates);
+    let cluster = async {
+        if does(Writes::RootCertificates) {
+            writers.lead_cluster(of_cluster, stopping.clone()).await;
+        }
+    };
+    tokio::join!(revision, cluster);
     Ok(())
 }
 
-/// No other process has this one, also not the one before in the same pod.
-fn identity(pod: Option<&str>) -> Result<String> {
+/// Returns a name that no other process has, also not the one before in the same pod.
+///
+/// # Errors
+///
+/// If the system has no randomness.
+pub(crate) fn identity(pod: Option<&str>) -> Result<String> {
     let mut random = [0; 4];
     if aws_lc_rs::rand::fill(&mut random).is_err() {
         bail!("the system has no randomness");

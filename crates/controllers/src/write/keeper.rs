@@ -2,11 +2,11 @@
 
 use super::agenda::{Agenda, Next};
 use super::{WriteState, WriteStates};
-use crate::kinds::Watched;
 use crate::tap::Seen;
 use crate::trouble::reason;
 use http::{Method, Request};
 use kube::Client;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,8 +14,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// The name that fields are owned by.
-const FIELD_MANAGER: &str = "weft";
 /// How long a write may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -24,7 +22,7 @@ pub(super) trait Domain: Send {
     /// What names an object.
     type Key: Ord + Clone + Display + Send + Sync;
     /// The kind.
-    type Object: Watched;
+    type Object: DeserializeOwned + Send;
     /// What the objects are to be like.
     type Wanted: Clone + Send + Sync;
 
@@ -61,6 +59,8 @@ pub(super) fn stands_for(value: impl Hash) -> u64 {
 /// A loop.
 pub(super) struct Keeper<D: Domain> {
     pub(super) name: &'static str,
+    /// The name that fields are owned by. What it does not name in a write is not its own any more.
+    pub(super) manager: &'static str,
     pub(super) client: Client,
     pub(super) domain: D,
     pub(super) seen: mpsc::UnboundedReceiver<Seen<D::Object>>,
@@ -178,7 +178,7 @@ impl<D: Domain> Keeper<D> {
     }
 
     async fn send(&self, apply: &Apply) -> Result<Option<D::Object>, String> {
-        let path = format!("{}?fieldManager={FIELD_MANAGER}&force=true", apply.path);
+        let path = format!("{}?fieldManager={}&force=true", apply.path, self.manager);
         let request = Request::builder()
             .method(Method::PATCH)
             .uri(path)

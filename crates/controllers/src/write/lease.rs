@@ -212,6 +212,14 @@ fn read(lease: Wire) -> Record {
 }
 
 /// For people: no decision rests on it.
+/// Returns the time as conditions have it.
+pub(super) fn now_in_seconds() -> String {
+    match SystemTime::now().try_into().map(Time) {
+        Ok(now) => format!("{:.0}", now.0),
+        Err(_) => "1970-01-01T00:00:00Z".to_owned(),
+    }
+}
+
 fn now() -> String {
     match SystemTime::now().try_into().map(Time) {
         Ok(now) => format!("{:.6}", now.0),

@@ -13,18 +13,21 @@ mod election;
 mod keeper;
 mod lease;
 mod root_cert;
+mod status;
 mod webhooks;
 
 use crate::kinds::Absence;
 use crate::revision_tags::REVISION;
 use crate::source::everywhere;
-use crate::tap::{Selection, tap};
+use crate::tap::{Seen, Selection, tap};
 use election::{Election, Pace};
 use k8s_api::admission::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use keeper::Keeper;
 use kube::Client;
 use lease::Lease;
 use root_cert::RootCerts;
+use status::StatusDomain;
+pub use status::{Reported, Statuses, Wish};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -41,6 +44,20 @@ pub struct RootCertificates {
     pub pem: Arc<str>,
     /// The namespaces.
     pub namespaces: Arc<BTreeSet<String>>,
+}
+
+/// The name that fields are owned by, unless several writers own parts of one object.
+const MANAGER: &str = "weft";
+
+/// Until when this process is the one that writes, if nothing else happens; nothing if it is not.
+#[derive(Clone, Debug)]
+pub struct Leads(watch::Receiver<Option<tokio::time::Instant>>);
+
+impl Leads {
+    /// Returns whether this process is the one that writes.
+    pub fn is_leader(&self) -> bool {
+        self.0.borrow().is_some_and(|until| until > tokio::time::Instant::now())
+    }
 }
 
 /// How the writers are doing, by name.
@@ -75,27 +92,59 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Keeps the `caBundle` of the revision's webhooks equal to `bundle`, until `stop`. What they have is told in
-    /// `bundles`, whoever leads.
+    /// Does `work` until `stop`, which is told until when this process is the one that writes what belongs to its
+    /// revision.
+    pub async fn lead_revision(&self, work: impl AsyncFnOnce(Leads), stop: CancellationToken) {
+        self.lead(format!("weft-leader-{}", self.revision), work, stop).await;
+    }
+
+    /// As [`Writers::lead_revision`], for what there is once for all revisions of a cluster, which take turns.
+    pub async fn lead_cluster(&self, work: impl AsyncFnOnce(Leads), stop: CancellationToken) {
+        self.lead("weft-leader".to_owned(), work, stop).await;
+    }
+
+    async fn lead(&self, name: String, work: impl AsyncFnOnce(Leads), stop: CancellationToken) {
+        let (leading, leads) = watch::channel(None);
+        let lease = self.lease(name).hold(leading, stop);
+        tokio::select! {
+            () = work(Leads(leads)) => {}
+            () = lease => {}
+        }
+    }
+
+    /// Keeps the `caBundle` of the revision's webhooks equal to `bundle`. What they have is told in `bundles`, whoever
+    /// leads.
     pub async fn webhooks(
         &self,
         bundle: watch::Receiver<Option<Arc<str>>>,
         bundles: watch::Sender<Bundles>,
-        stop: CancellationToken,
+        leads: Leads,
     ) {
-        let (sender, leads) = watch::channel(None);
-        let told = Told::new(2, bundles);
-        let work = async {
-            tokio::join!(
-                self.follow::<MutatingWebhookConfiguration>(&told, &bundle, &leads),
-                self.follow::<ValidatingWebhookConfiguration>(&told, &bundle, &leads),
-            )
+        let (told, leads) = (Told::new(2, bundles), leads.0);
+        tokio::join!(
+            self.follow::<MutatingWebhookConfiguration>(&told, &bundle, &leads),
+            self.follow::<ValidatingWebhookConfiguration>(&told, &bundle, &leads),
+        );
+    }
+
+    /// Keeps the conditions of objects as they are wanted. `seen` tells of the objects.
+    pub async fn statuses(
+        &self,
+        wanted: watch::Receiver<Arc<Statuses>>,
+        seen: mpsc::UnboundedReceiver<Seen<Reported>>,
+        leads: Leads,
+    ) {
+        let keeper = Keeper {
+            name: "Status",
+            manager: "weft-status",
+            client: self.client.clone(),
+            domain: StatusDomain::default(),
+            seen,
+            wanted,
+            leads: leads.0,
+            states: self.states.clone(),
         };
-        let lease = self.lease(format!("weft-leader-{}", self.revision)).hold(sender, stop);
-        tokio::select! {
-            ((), ()) = work => {}
-            () = lease => {}
-        }
+        keeper.keep().await;
     }
 
     async fn follow<K: Configuration>(
@@ -113,6 +162,7 @@ impl Writers {
         };
         let keeper = Keeper {
             name: K::KIND,
+            manager: MANAGER,
             client: self.client.clone(),
             domain: Webhooks::<K>::new(told.clone()),
             seen,
@@ -124,14 +174,8 @@ impl Writers {
         tokio::join!(tap(self.client.clone(), api, selection, sender), keeper.keep());
     }
 
-    /// Keeps the ConfigMap `istio-ca-root-cert` in every namespace that is named, until `stop`. All revisions of a
-    /// cluster take turns.
-    pub async fn root_certificates(
-        &self,
-        wanted: watch::Receiver<Option<RootCertificates>>,
-        stop: CancellationToken,
-    ) {
-        let (leading, leads) = watch::channel(None);
+    /// Keeps the ConfigMap `istio-ca-root-cert` in every namespace that is named.
+    pub async fn root_certificates(&self, wanted: watch::Receiver<Option<RootCertificates>>, leads: Leads) {
         let (sender, seen) = mpsc::unbounded_channel();
         let selection = Selection {
             name: "RootCertificate",
@@ -141,22 +185,16 @@ impl Writers {
         };
         let keeper = Keeper {
             name: "RootCertificate",
+            manager: MANAGER,
             client: self.client.clone(),
             domain: RootCerts::default(),
             seen,
             wanted,
-            leads,
+            leads: leads.0,
             states: self.states.clone(),
         };
         let api = everywhere(&self.client);
-        let work = async {
-            tokio::join!(tap(self.client.clone(), api, selection, sender), keeper.keep());
-        };
-        let lease = self.lease("weft-leader".to_owned()).hold(leading, stop);
-        tokio::select! {
-            () = work => {}
-            () = lease => {}
-        }
+        tokio::join!(tap(self.client.clone(), api, selection, sender), keeper.keep());
     }
 
     fn lease(&self, name: String) -> Lease {

@@ -5,7 +5,7 @@ use super::body::{Outbox, Reading};
 use super::requests::Requests;
 use crate::codec::Message;
 use crate::metrics::{VersionLabel, type_label, warming_label};
-use crate::registry::Registration;
+use crate::registry::{Client, Registration};
 use crate::session::{Event, Options, Response, Session};
 use crate::source::{ConnectError, Connection, Observer, PeerInfo};
 use parking_lot::Mutex;
@@ -161,8 +161,8 @@ impl Driver {
         let node_id = node.id.clone();
         // Every Envoy lists some hundred. They were looked at when it connected; nobody asks for them again.
         node.extensions = Vec::new();
-        let registration =
-            shared.registry.enter(stream, node, peer, M::PROTOCOL, session.clone(), outgoing.reading);
+        let client = Client { stream, node, peer, desired: observer.desired() };
+        let registration = shared.registry.enter(client, M::PROTOCOL, session.clone(), outgoing.reading);
         let outbox = outgoing.outbox;
         let (snapshots, alarm) = (Snapshots::new(snapshots), Alarm::default());
         Self { shared, node_id, version, session, snapshots, alarm, observer, outbox, registration, stuck: 0 }

@@ -143,7 +143,7 @@ impl Session {
         // A SotW response that holds everything also holds what was rejected since it was sent.
         let known = complete && channel.any_quarantined_since(first);
         let blamed = blamed(message, &suspects, known);
-        let mut culprits = Vec::new();
+        let (mut culprits, mut words) = (Vec::new(), None);
         for Suspect { resource, earlier } in suspects {
             let name = resource.name().clone();
             channel.dirty.insert(name.clone());
@@ -152,7 +152,8 @@ impl Session {
             let explained = channel.quarantined_since(&name, first)
                 || earlier.iter().any(|earlier| channel.is_quarantined(&name, earlier.version()));
             if is_blamed && earlier.is_empty() && !explained {
-                channel.quarantine(&resource, newest);
+                let words: &mut Arc<str> = words.get_or_insert_with(|| message.into());
+                channel.quarantine(&resource, newest, words.clone());
                 let other_form =
                     |known: &Arc<Resource>| *known.name() == name && known.version() != resource.version();
                 if !channel.doubtful.iter().any(other_form) {

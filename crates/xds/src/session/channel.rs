@@ -31,9 +31,11 @@ pub(crate) struct Sent {
 /// A version that a client rejected.
 #[derive(Debug)]
 pub(crate) struct Rejected {
-    version: Arc<str>,
+    pub(crate) version: Arc<str>,
     /// The last response that had been sent by then.
     at: u64,
+    /// The client's words.
+    pub(crate) words: Arc<str>,
 }
 
 /// What a client should have under a name.
@@ -190,14 +192,14 @@ impl Channel {
         self.quarantine.keys().any(|name| self.quarantined_since(name, seq))
     }
 
-    /// Notes that the client rejected a resource, when `at` was the last response sent.
-    pub(crate) fn quarantine(&mut self, resource: &Resource, at: u64) {
+    /// Notes that the client rejected a resource in these words, when `at` was the last response sent.
+    pub(crate) fn quarantine(&mut self, resource: &Resource, at: u64, words: Arc<str>) {
         let rejected = self.quarantine.entry(resource.name().clone()).or_default();
         rejected.retain(|known| known.version != *resource.version());
         if rejected.len() >= MAX_QUARANTINED {
             rejected.remove(0);
         }
-        rejected.push(Rejected { version: resource.version().clone(), at });
+        rejected.push(Rejected { version: resource.version().clone(), at, words });
     }
 
     /// Notes that the client accepted a resource after all.

@@ -23,7 +23,7 @@ mod switch;
 mod wanted;
 mod warmth;
 
-pub use status::{ChannelState, ChannelStatus, Quarantined, SessionStatus};
+pub use status::{ChannelState, ChannelStatus, Distance, Quarantined, SessionStatus};
 
 use crate::encode::{Encoder, Frame, Head, set_version};
 use absence::Absences;

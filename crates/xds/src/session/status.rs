@@ -1,7 +1,9 @@
 //! What can be told about a session while it runs.
 
 use super::Session;
-use proto::resource::{ResourceSet, ResourceType};
+use imbl::ordmap::DiffItem;
+use proto::resource::{ResourceSet, ResourceType, Snapshot};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Whether a client is up to date in one type.
@@ -67,6 +69,19 @@ pub struct ChannelStatus {
     pub behind: usize,
 }
 
+/// What is between what a client has acknowledged and what it should have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Distance {
+    /// There is nothing to send and no answer to wait for. What the client has rejected is left alone, so it does not
+    /// count.
+    pub is_settled: bool,
+    /// What is to be sent, or not answered yet. May be empty although it is not settled: if the session has not seen the
+    /// newest snapshot.
+    pub unsettled: Vec<(ResourceType, Arc<str>)>,
+    /// What it should have and has rejected, with the client's words.
+    pub rejected: Vec<(ResourceType, Quarantined, Arc<str>)>,
+}
+
 /// A session at one moment.
 #[derive(Clone, Debug)]
 pub struct SessionStatus {
@@ -85,6 +100,40 @@ impl Session {
         }
     }
 
+    /// Returns what is between what the client has acknowledged and `desired`. Nothing is compared that is the same.
+    pub fn distance(&self, desired: &Snapshot) -> Distance {
+        let mut distance = Distance { is_settled: true, ..Distance::default() };
+        for kind in ResourceType::ALL {
+            let channel = self.channel(kind);
+            // Secrets come from elsewhere too.
+            let knows = kind == ResourceType::Secret || same_set(self.snapshot.of(kind), desired.of(kind));
+            let waits =
+                !channel.dirty.is_empty() || !channel.owed.is_empty() || !channel.outstanding.is_empty();
+            if waits {
+                let sent = channel.outstanding.iter().flat_map(|sent| sent.changes.keys());
+                let names: BTreeSet<&Arc<str>> = sent.chain(&channel.dirty).chain(&channel.owed).collect();
+                distance.unsettled.extend(names.into_iter().map(|name| (kind, name.clone())));
+            }
+            distance.is_settled &= knows && !waits;
+            if !channel.quarantine.is_empty() {
+                distance
+                    .rejected
+                    .extend(self.rejected(kind).map(|(rejected, words)| (kind, rejected, words)));
+            }
+        }
+        distance
+    }
+
+    /// Returns what the client has rejected, as far as the newest snapshot still has it, and its words.
+    fn rejected(&self, kind: ResourceType) -> impl Iterator<Item = (Quarantined, Arc<str>)> {
+        let snapshot = self.snapshot.of(kind);
+        self.channel(kind).quarantine.iter().filter_map(|(name, rejected)| {
+            let version = snapshot.get(name)?.version();
+            let known = rejected.iter().find(|known| known.version == *version)?;
+            Some((Quarantined { name: name.clone(), version: version.clone() }, known.words.clone()))
+        })
+    }
+
     /// Returns how many clusters keep the client from answering.
     pub fn stuck_count(&self) -> usize {
         self.warmth.stuck_count()
@@ -99,16 +148,6 @@ impl Session {
             None => ChannelState::NotSent,
         };
         let nonce = |seq| if seq == 0 { String::new() } else { self.nonce(seq) };
-        let snapshot = self.snapshot.of(kind);
-        let rejected = channel
-            .quarantine
-            .keys()
-            .filter_map(|name| snapshot.get(name))
-            .filter(|resource| channel.is_quarantined(resource.name(), resource.version()));
-        let quarantined = rejected.map(|resource| Quarantined {
-            name: resource.name().clone(),
-            version: resource.version().clone(),
-        });
         ChannelStatus {
             kind,
             state,
@@ -120,8 +159,17 @@ impl Session {
             version_acked: channel.acked_version.clone(),
             error: channel.error.clone(),
             acked: channel.acked.clone(),
-            quarantined: quarantined.collect(),
+            quarantined: self.rejected(kind).map(|(rejected, _)| rejected).collect(),
             behind: channel.dirty.len(),
         }
     }
+}
+
+/// Returns whether the sets hold the same. What they share is not looked at.
+fn same_set(a: &ResourceSet, b: &ResourceSet) -> bool {
+    let same = |difference| match difference {
+        DiffItem::Update { old: (_, old), new: (_, new) } => old == new,
+        DiffItem::Add(..) | DiffItem::Remove(..) => false,
+    };
+    a.ptr_eq(b) || (a.len() == b.len() && a.diff(b).all(same))
 }

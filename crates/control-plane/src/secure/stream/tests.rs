@@ -457,6 +457,7 @@ impl Everywhere {
             metrics: Metrics::default(),
         };
         let source = EngineSource {
+            is_reported: false,
             push: push.clone(),
             state: receiver,
             sources: Sources::Kubernetes(watch::channel(controllers::States::new()).1),
