@@ -5,7 +5,6 @@ use index::{Change, Reset, Sourced};
 use k8s_api::object::ObjectKey;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use testkit::rig::http::Request;
