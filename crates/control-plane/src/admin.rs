@@ -47,6 +47,8 @@ pub(crate) struct AdminState {
     pub(crate) namespace: String,
     /// How writing to the cluster is going.
     pub(crate) writes: watch::Receiver<controllers::WriteStates>,
+    /// Ports that a pod which is ready has to answer at, by what they are for.
+    pub(crate) ports: Vec<(&'static str, watch::Receiver<bool>)>,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -86,6 +88,13 @@ async fn ready(State(state): State<AdminState>) -> Response {
     if !writer.is_ready() {
         let names: Vec<String> = writer.waiting_for.iter().map(|name| state.sources.explain(name)).collect();
         let text = format!("waiting for {}\n", names.join(", "));
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    }
+    // A Service that led API servers or proxies here before they are answered would lose what they ask.
+    let closed = state.ports.iter().filter(|(_, served)| !*served.borrow()).map(|(name, _)| *name);
+    let closed: Vec<&str> = closed.collect();
+    if !closed.is_empty() {
+        let text = format!("not served yet: {}\n", closed.join(", "));
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
     "ready\n".into_response()

@@ -200,6 +200,11 @@ async fn serve(args: Args) -> Result<()> {
         doorkeepers: secure.as_ref().map(Secure::doorkeepers),
         namespace: args.source.namespace.clone(),
         writes,
+        ports: secure
+            .iter()
+            .map(|secure| ("encrypted xDS", secure.served()))
+            .chain(admission.iter().map(|admission| ("webhooks", admission.served())))
+            .collect(),
         stopping: stopping.clone(),
     };
     tasks.spawn(admin::serve_health(http, admin.clone()));

@@ -91,6 +91,8 @@ pub(crate) struct Secure {
     holder: watch::Sender<Option<Held>>,
     authorities: watch::Receiver<Option<Authority>>,
     progress: watch::Sender<String>,
+    /// Whether the port is served.
+    served: watch::Sender<bool>,
     /// Those who know tokens.
     doorkeepers: watch::Sender<Vec<Arc<dyn Authenticator>>>,
     pool: SigningPool,
@@ -162,6 +164,7 @@ impl Secure {
             holder,
             authorities,
             progress: watch::channel(String::new()).0,
+            served: watch::channel(false).0,
             doorkeepers: watch::channel(Vec::new()).0,
             pool,
             secrets,
@@ -193,6 +196,11 @@ impl Secure {
     /// Returns how far the replacement of a root is, for people.
     pub(crate) fn progress(&self) -> watch::Receiver<String> {
         self.progress.subscribe()
+    }
+
+    /// Returns whether the port is served.
+    pub(crate) fn served(&self) -> watch::Receiver<bool> {
+        self.served.subscribe()
     }
 
     /// Returns those who know tokens, as soon as there are any.
@@ -261,6 +269,7 @@ impl Secure {
             address = %self.listener.local_addr()?, trust_domain = %domains.own,
             "encrypted xDS and certificates are served",
         );
+        self.served.send_replace(true);
         Ok((tls, gate))
     }
 

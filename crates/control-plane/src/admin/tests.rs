@@ -51,6 +51,7 @@ fn state(doorkeepers: bool) -> AdminState {
         doorkeepers: doorkeepers.then(|| watch::channel(vec![Arc::new(Names) as Arc<dyn Authenticator>]).1),
         namespace: "istio-system".to_owned(),
         writes: watch::channel(Default::default()).1,
+        ports: Vec::new(),
         stopping: CancellationToken::new(),
     }
 }
@@ -118,4 +119,22 @@ async fn where_nobody_knows_tokens_nobody_from_elsewhere_is_known() {
     let token = [("authorization", "Bearer istio-system")];
     assert_eq!(ask(&state, "/debug/sourcez", ELSEWHERE, &token).await, StatusCode::UNAUTHORIZED);
     assert_eq!(ask(&state, "/debug/sourcez", HERE, &[]).await, StatusCode::OK);
+}
+
+/// A Service leads to a pod that is ready, so that everybody has to be answered there.
+#[tokio::test]
+async fn it_is_ready_when_every_port_is_served_and_not_any_more_when_it_stops() {
+    let (webhooks, served) = watch::channel(false);
+    let state = AdminState { ports: vec![("webhooks", served)], ..state(false) };
+    let body = async || {
+        let answer = ready(State(state.clone())).await;
+        let status = answer.status();
+        let bytes = axum::body::to_bytes(answer.into_body(), 1024).await.unwrap();
+        (status.as_u16(), String::from_utf8(bytes.to_vec()).unwrap())
+    };
+    assert_eq!(body().await, (503, "not served yet: webhooks\n".to_owned()));
+    webhooks.send_replace(true);
+    assert_eq!(body().await, (200, "ready\n".to_owned()));
+    state.stopping.cancel();
+    assert_eq!(body().await, (503, "stopping\n".to_owned()));
 }

@@ -96,6 +96,8 @@ pub(crate) struct Admission {
     metrics: webhook::Metrics,
     /// How long it may go on after it is told to stop.
     grace: Duration,
+    /// Whether it answers.
+    served: watch::Sender<bool>,
 }
 
 /// What the webhooks will know once there are settings.
@@ -168,6 +170,7 @@ impl Admission {
             certificates: ground.certificates,
             metrics: webhook::Metrics::register(registry),
             grace: args.server.shutdown_duration,
+            served: watch::channel(false).0,
         })
     }
 
@@ -187,7 +190,13 @@ impl Admission {
         };
         let state = watch::channel(WriterState::default()).1;
         let metrics = webhook::Metrics::default();
-        Self { listener, known, state, certificates, metrics, grace: Duration::ZERO }
+        let served = watch::channel(false).0;
+        Self { listener, known, state, certificates, metrics, grace: Duration::ZERO, served }
+    }
+
+    /// Returns whether the port answers.
+    pub(crate) fn served(&self) -> watch::Receiver<bool> {
+        self.served.subscribe()
     }
 
     /// Returns the settings that are in use.
@@ -197,13 +206,14 @@ impl Admission {
 
     /// Serves until a while after `stopping`, as soon as everything is known that answers rest on.
     pub(crate) async fn serve(self, stopping: CancellationToken) -> Result<()> {
-        let Self { listener, known, mut state, mut certificates, metrics, grace } = self;
+        let Self { listener, known, mut state, mut certificates, metrics, grace, served } = self;
         let (known, first) = tokio::select! {
             ready = known.settle(&mut state, &mut certificates) => ready?,
             () = stopping.cancelled() => return Ok(()),
         };
         let routes = webhook::router(Arc::new(known), metrics).merge(ready_route());
         info!(address = %listener.local_addr()?, "webhooks are served");
+        served.send_replace(true);
         let (sender, tls) = watch::channel(first);
         let stop = CancellationToken::new();
         let ends = async {
