@@ -1,6 +1,8 @@
-//! Weft's command line: what a proxy would get, what would become of a call, and pods with proxies, from manifests alone.
+//! Weft's command line: what a proxy would get, what would become of a call, and pods with proxies, from manifests alone; and
+//! whether an installation works.
 
 mod case;
+mod check;
 mod inject;
 mod mesh;
 mod nodes;
@@ -31,6 +33,9 @@ enum Command {
     Nodes(nodes::Args),
     /// Print what becomes of each call of a case: listener, filter chain, route, cluster, or why it is refused
     Simulate(simulate::Args),
+    /// Say whether an installation does what it is there for: readiness, xDS, validation and injection, tried out without
+    /// leaving anything. Needs a kubeconfig or a pod's service account
+    Check(check::Args),
     /// Say what is wrong with the objects of a file, as the webhook would; fail if one must be refused
     Validate(validate::Args),
 }
@@ -41,6 +46,7 @@ fn main() -> ExitCode {
         Command::Inject(args) => inject::run(&args),
         Command::Nodes(args) => nodes::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Validate(args) => validate::run(&args),
     };
     match result {
