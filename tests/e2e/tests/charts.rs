@@ -93,6 +93,41 @@ fn the_chart_is_linted_and_rendered_in_all_profiles_and_says_what_it_does_not_kn
     }
 }
 
+#[test]
+fn the_chart_of_gateways_is_rendered_with_what_scales_it_and_refuses_what_it_does_not_know() {
+    let chart = repository().join("charts/weft-gateway");
+    let chart = chart.to_str().unwrap();
+    helm(&["lint", "--strict", chart]).unwrap();
+    let render =
+        |values: &str| helm(&["template", "istio-ingressgateway", chart, "-n", "ingress", "--set", values]);
+    for (values, scaled, disruptions) in [
+        ("networkPolicy.enabled=true", 1, 0),
+        ("networkPolicy.enabled=true,autoscale.min=2", 1, 1),
+        ("networkPolicy.enabled=true,replicas=3", 0, 1),
+        ("networkPolicy.enabled=true,autoscale.enabled=false", 0, 0),
+    ] {
+        let text = render(values).unwrap();
+        let count = |kind: &str| text.lines().filter(|line| *line == format!("kind: {kind}")).count();
+        assert_eq!(count("HorizontalPodAutoscaler"), scaled, "{values}");
+        assert_eq!(count("PodDisruptionBudget"), disruptions, "{values}");
+        for kind in ["Deployment", "Service", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy"] {
+            assert_eq!(count(kind), 1, "{values}: {kind}");
+        }
+        // What Gateways of Istio's samples select by.
+        assert!(text.contains("istio: ingressgateway\n"), "{text}");
+    }
+    assert!(!render("service.type=None").unwrap().contains("kind: Service\n"));
+    for (values, part) in [
+        ("replica=2", "replica"),
+        ("service.type=Cluster", "type"),
+        ("service.ports[0].port=0", "port"),
+        ("autoscale.min=9,autoscale.max=2", "autoscale.min (9) is more than autoscale.max (2)"),
+    ] {
+        let refused = render(values).unwrap_err();
+        assert!(refused.contains(part), "{values}: {refused}");
+    }
+}
+
 /// A real API server, the chart in it, and a weftd that may do what the chart lets it do and nothing else.
 struct Installed {
     server: ApiServer,
@@ -202,6 +237,56 @@ fn the_chart_installs_and_weftd_has_all_rights_that_it_needs() {
     helm(&["uninstall", "weft", "-n", "istio-system", "--kubeconfig", &kubeconfig]).unwrap();
     assert!(installed.bundle().is_err());
     installed.get("deployment", "istiod-canary").unwrap();
+}
+
+/// Whoever has the version before this one gets this one by `helm upgrade`, with all values as they were.
+#[test]
+fn the_chart_upgrades_the_version_before_it() {
+    let installed = Installed::start().unwrap();
+    let kubeconfig = installed.server.kubeconfig().display().to_string();
+    let before = repository().join("tests/e2e/charts/weft-0.1.0.tgz").display().to_string();
+    let install = ["install", "weft", &before, "--kubeconfig", &kubeconfig, "-n", "istio-system"];
+    let values = "profile=ha,global.hub=registry.example,revisionTags={stable},meshConfig.trustDomain=corp";
+    helm(&[&install[..], &["--set", values]].concat()).unwrap();
+    let old = installed.get("deployment", "istiod").unwrap();
+    installed.helm("weft", "weft", values).unwrap();
+    let new = installed.get("deployment", "istiod").unwrap();
+    let chart = |deployment: &Value| deployment["metadata"]["labels"]["helm.sh/chart"].clone();
+    assert_eq!(chart(&old), "weft-0.1.0");
+    assert_ne!(chart(&new), chart(&old));
+    assert_eq!(new["metadata"]["uid"], old["metadata"]["uid"], "the same Deployment, in another form");
+    let mesh = installed.get("configmap", "istio").unwrap();
+    assert!(mesh["data"]["mesh"].as_str().unwrap().contains("trustDomain: corp"), "{mesh}");
+    installed.get("service", "istiod-revision-tag-stable").unwrap();
+    installed.get("poddisruptionbudget", "istiod").unwrap();
+    helm(&["rollback", "weft", "1", "-n", "istio-system", "--kubeconfig", &kubeconfig]).unwrap();
+    assert_eq!(chart(&installed.get("deployment", "istiod").unwrap()), "weft-0.1.0");
+}
+
+/// A gateway that is installed has to be completed by the injector, in a namespace of the strictest standard too.
+#[test]
+fn a_gateway_is_installed_and_restricted() {
+    let installed = Installed::start().unwrap();
+    let chart = repository().join("charts/weft-gateway").display().to_string();
+    let kubeconfig = installed.server.kubeconfig().display().to_string();
+    let install = ["install", "ingress", &chart, "--kubeconfig", &kubeconfig, "-n", "shop"];
+    let said =
+        helm(&[&install[..], &["--set", "networkPolicy.enabled=true,autoscale.min=2"]].concat()).unwrap();
+    assert!(said.contains(r#"selector: {"app":"ingress","istio":"ingress"}"#), "{said}");
+    let text =
+        installed.server.kubectl(&["get", "deployment", "ingress", "-n", "shop", "-o", "json"]).unwrap();
+    let deployment: Value = serde_json::from_str(&text).unwrap();
+    let enforce = ["label", "namespace", "shop", "pod-security.kubernetes.io/enforce=restricted"];
+    installed.server.kubectl(&enforce).unwrap();
+    let mut pod = deployment["spec"]["template"].clone();
+    pod["apiVersion"] = "v1".into();
+    pod["kind"] = "Pod".into();
+    pod["metadata"]["name"] = "gateway".into();
+    pod["metadata"]["namespace"] = "shop".into();
+    let path = installed.folder.path().join("gateway.json");
+    fs::write(&path, pod.to_string()).unwrap();
+    let path = path.display().to_string();
+    installed.server.kubectl(&["create", "--dry-run=server", "-f", &path]).unwrap();
 }
 
 /// The namespace may enforce the strictest of Kubernetes' standards.

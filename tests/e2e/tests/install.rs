@@ -47,11 +47,13 @@ struct World<'a> {
 impl World<'_> {
     fn everything(&self) -> Result<()> {
         self.weft_is_installed()?;
+        self.weft_is_tested_by_helm()?;
         self.bookinfo_comes_up_injected()?;
         let gateway = self.a_gateway_is_installed()?;
         self.the_page_is_served(gateway)?;
         self.strict_mutual_tls_keeps_strangers_out(gateway)?;
         self.a_canary_by_kubectl(gateway)?;
+        self.nothing_fails_while_weftd_is_replaced(gateway)?;
         self.traffic_goes_on_without_weftd(gateway)
     }
 
@@ -117,6 +119,24 @@ impl World<'_> {
         let values = "--set profile=demo --set global.hub=weft --set global.tag=dev";
         self.helm(&format!("install weft {charts}/weft -n istio-system {values}"))?;
         self.rolled_out("istio-system", "istiod")
+    }
+
+    fn weft_is_tested_by_helm(&self) -> Result<()> {
+        self.helm("test weft -n istio-system --timeout 300s").map(drop).or_else(|error| {
+            let said = self.cluster.log("istio-system", "istiod-check", "check");
+            Err(error).with_context(|| said.unwrap_or_else(|error| error.to_string()))
+        })?;
+        let said = self.cluster.log("istio-system", "istiod-check", "check")?;
+        for part in ["weftd is ready", "weftd serves xDS", "objects are validated", "pods are injected"] {
+            ensure!(said.contains(part), "{part:?} is not in {said}");
+        }
+        // It fails if something does not work.
+        self.kubectl("label namespace istio-system istio-injection=disabled")?;
+        let failed = self.helm("test weft -n istio-system --timeout 300s");
+        ensure!(failed.is_err(), "no webhook is asked about pods, and the test has passed");
+        let said = self.cluster.log("istio-system", "istiod-check", "check")?;
+        ensure!(said.contains("error: injection: the pod has no proxy"), "{said}");
+        self.kubectl("label namespace istio-system istio-injection-").map(drop)
     }
 
     fn bookinfo_comes_up_injected(&self) -> Result<()> {
@@ -209,6 +229,63 @@ impl World<'_> {
                     Ok(())
                 })?;
             }
+            Ok(())
+        })
+    }
+
+    /// Another weftd takes over: neither requests of clients nor questions of the API server fail meanwhile, and each proxy is
+    /// connected to the new one.
+    fn nothing_fails_while_weftd_is_replaced(&self, gateway: SocketAddr) -> Result<()> {
+        let old = self.pod("istio-system", "app=istiod")?;
+        let route = repository().join("samples/bookinfo/virtual-services.yaml");
+        let route = std::fs::read_to_string(route)?.replace("name: details", "name: load");
+        let path = self.cluster.folder().join("load.yaml");
+        std::fs::write(&path, route)?;
+        let stop = AtomicBool::new(false);
+        let ask = || -> Result<u64> {
+            let mut asked = 0;
+            while !stop.load(Ordering::Relaxed) {
+                self.kubectl(&format!("create --dry-run=server -f {}", path.display())).or_else(|error| {
+                    // The other object of the file is there already.
+                    if format!("{error:#}").contains("AlreadyExists") {
+                        Ok(String::new())
+                    } else {
+                        Err(error)
+                    }
+                })?;
+                let pod = self.kubectl("run load --image=load --dry-run=server -o json")?;
+                ensure!(pod.contains("istio-proxy"), "a pod is not injected: {pod}");
+                asked += 2;
+            }
+            Ok(asked)
+        };
+        Load::default().during("weftd replaced", gateway, || {
+            let asked = thread::scope(|scope| -> Result<u64> {
+                let asking = scope.spawn(ask);
+                let done = self.replace_weftd(&old);
+                stop.store(true, Ordering::Relaxed);
+                let asked = asking.join().map_err(|_| anyhow::anyhow!("the load has panicked"))?;
+                done?;
+                asked
+            })?;
+            println!("weftd replaced: {asked} questions of the API server, 0 failed");
+            ensure!(asked >= 4, "{asked} questions are no load");
+            Ok(())
+        })
+    }
+
+    fn replace_weftd(&self, old: &str) -> Result<()> {
+        self.kubectl("rollout restart deployment/istiod -n istio-system")?;
+        self.rolled_out("istio-system", "istiod")?;
+        eventually("the old weftd to be gone", PATIENCE, || {
+            let pods = self.pods("istio-system", "app=istiod")?;
+            ensure!(pods.len() == 1 && pods[0] != old, "{pods:?}");
+            Ok(())
+        })?;
+        let new = self.pod("istio-system", "app=istiod")?;
+        eventually("all proxies to be with the new weftd", PATIENCE, || {
+            let connected = self.connected(&new)?;
+            ensure!(connected == 7, "{connected} of 7 are connected");
             Ok(())
         })
     }
