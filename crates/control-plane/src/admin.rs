@@ -324,6 +324,7 @@ async fn registryz(State(state): State<AdminState>) -> Json<Value> {
             "ports": service.ports.iter().map(|port| json!({
                 "name": port.name.as_ref(), "port": port.port, "protocol": port.protocol.to_string(),
             })).collect::<Vec<_>>(),
+            "addresses": service.vips.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "endpoints": endpoints.len(),
         })
     });

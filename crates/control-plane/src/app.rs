@@ -96,6 +96,14 @@ async fn serve(args: Args) -> Result<()> {
     let is_reported = args.source.config.is_none() && args.admission.write.contains(&Writes::Status);
     let (noted, told) = mpsc::unbounded_channel();
     let service = revisioned("istiod", &args.mesh.revision);
+    let (without_effect, unsupported) = mpsc::unbounded_channel();
+    if let Some(client) = connect(&args).await? {
+        let allows = args.source.allow_unenforced_policies;
+        tasks.spawn(async move {
+            status::follow_unsupported(client, allows, without_effect).await;
+            Err(anyhow!("nobody follows kinds that are not acted on any more"))
+        });
+    }
     let feed = is_reported.then(|| Feed::new(noted, args.source.namespace.clone(), service));
     let writer = Writer {
         settings,
@@ -178,6 +186,7 @@ async fn serve(args: Args) -> Result<()> {
     if let (true, Some(secure), Some(writing)) = (is_reported, &secure, &mut writing) {
         let ground = status::Ground {
             told,
+            unsupported,
             push: push.clone(),
             sessions: server.registry(),
             state: state.clone(),

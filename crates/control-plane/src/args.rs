@@ -185,6 +185,8 @@ pub enum Writes {
     RootCertificates,
     /// The conditions `Accepted` and `Programmed` of the mesh's objects
     Status,
+    /// Addresses in the status of ServiceEntries that have none of their own
+    Addresses,
 }
 
 impl SecureArgs {

@@ -34,6 +34,7 @@ mod source;
 mod state;
 mod tap;
 mod trouble;
+mod unsupported;
 mod write;
 
 pub use access::{
@@ -49,6 +50,7 @@ pub use proxy_configs::ProxyConfigs;
 pub use run::{RunError, SOURCES, run};
 pub use state::{SourceError, SourceState, States};
 pub use tap::Seen;
+pub use unsupported::follow_unsupported;
 pub use write::{
     Bundles, Leads, Reported, RootCertificates, Statuses, Wish, WriteState, WriteStates, Writers,
 };

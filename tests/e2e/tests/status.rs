@@ -44,6 +44,14 @@ spec:
   resolution: STATIC
   location: MESH_INTERNAL
   endpoints: [{ address: 10.9.8.7 }]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: named, namespace: shop }
+spec:
+  hosts: [a.named.test, b.named.test]
+  ports: [{ name: tcp, number: 9000, protocol: TCP }]
+  resolution: DNS
 ";
 
 const RULE: &str = "
@@ -56,6 +64,18 @@ spec:
   http:
   - match: [{ uri: { regex: 'REGEX' } }]
     route: [{ destination: { host: api.test } }]
+";
+
+const UNSUPPORTED: &str = "
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: { name: filter, namespace: shop }
+spec: {}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: policy, namespace: shop }
+spec: {}
 ";
 
 /// What a cluster makes of a Service and its pods.
@@ -112,7 +132,7 @@ impl Cluster {
             "--https-addr".into(),
             at(15017).to_string().into(),
             "--write".into(),
-            "status".into(),
+            "status,addresses".into(),
             "--pod-name".into(),
             format!("weftd-{number}").into(),
         ];
@@ -178,6 +198,35 @@ fn users_are_told_what_is_in_force_and_what_is_not() {
     outcome.unwrap_or_else(|error| panic!("{error:#}\n{}", first.log()));
 }
 
+/// A ServiceEntry without addresses gets some, which stay beside its conditions and are used.
+fn addresses(cluster: &Cluster, monitoring: SocketAddr) -> Result<()> {
+    cluster.wait_for("serviceentry/named", "Programmed")?;
+    let allocated = eventually("addresses", PATIENCE, || {
+        let status = cluster.status("serviceentry/named")?;
+        let all = status["addresses"].as_array().context("addresses")?.clone();
+        ensure!(
+            all.len() == 4 && status["conditions"].as_array().is_some_and(|all| all.len() == 2),
+            "{status}"
+        );
+        Ok(all)
+    })?;
+    let distinct: std::collections::BTreeSet<&str> =
+        allocated.iter().filter_map(|address| address["value"].as_str()).collect();
+    ensure!(distinct.len() == 4, "{allocated:?}");
+    eventually("the addresses to be used", PATIENCE, || {
+        let registry = Request::get("/debug/registryz").send(monitoring)?;
+        let registry = String::from_utf8_lossy(&registry.body).into_owned();
+        ensure!(distinct.iter().all(|address| registry.contains(address)), "{registry}");
+        Ok(())
+    })?;
+    // Another generation of it leaves them alone.
+    cluster.apply("{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: named, namespace: shop}, spec: {hosts: [a.named.test, b.named.test], ports: [{name: tcp, number: 9001, protocol: TCP}], resolution: DNS}}")?;
+    cluster.until("serviceentry/named", "Programmed", ["True", "Programmed", ""])?;
+    let status = cluster.status("serviceentry/named")?;
+    ensure!(status["addresses"].as_array() == Some(&allocated), "{status}");
+    Ok(())
+}
+
 fn the_whole_story(cluster: &Cluster, first: &Weftd, mut second: Weftd) -> Result<()> {
     let address = cluster.network.ip(253, 1).to_string();
     // Its proxy is at the other replica, which does not write.
@@ -192,6 +241,8 @@ fn the_whole_story(cluster: &Cluster, first: &Weftd, mut second: Weftd) -> Resul
     ensure!(said[2] == "acknowledged by the one proxy that uses it", "{said:?}");
     let dump = envoy.config_dump()?.to_string();
     ensure!(dump.contains("good.test"), "it says so and it is not: {dump}");
+
+    addresses(cluster, second.monitoring())?;
 
     // What weftd writes leads to nothing.
     let generation = metric(second.monitoring(), "weft_mesh_generation")?;
@@ -236,6 +287,15 @@ fn the_whole_story(cluster: &Cluster, first: &Weftd, mut second: Weftd) -> Resul
     )?;
     cluster.rule("good", "/b.*")?;
     cluster.until("virtualservice/good", "Programmed", ["True", "Programmed", "the one proxy"])?;
+
+    // What nothing comes of says so.
+    cluster.apply(UNSUPPORTED)?;
+    cluster.until("envoyfilter/filter", "Accepted", ["False", "NotSupported", "does not act on"])?;
+    cluster.until(
+        "authorizationpolicy/policy",
+        "Accepted",
+        ["False", "NotEnforced", "as if it were not there"],
+    )?;
 
     // A replica that is silent may have proxies that nobody knows of.
     second.kill();

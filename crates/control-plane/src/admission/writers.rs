@@ -69,7 +69,13 @@ pub(crate) async fn write(args: Args, writing: Writing, stopping: CancellationTo
                 false => std::future::pending().await,
             }
         };
-        tokio::join!(certificates, want(presenting.roots, facts, settings, sender));
+        let addresses = async {
+            match does(Writes::Addresses) {
+                true => writers.addresses(leads.clone()).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::join!(certificates, addresses, want(presenting.roots, facts, settings, sender));
     };
     let revision = async {
         if does(Writes::Webhooks) || does(Writes::Status) {
@@ -77,7 +83,7 @@ pub(crate) async fn write(args: Args, writing: Writing, stopping: CancellationTo
         }
     };
     let cluster = async {
-        if does(Writes::RootCertificates) {
+        if does(Writes::RootCertificates) || does(Writes::Addresses) {
             writers.lead_cluster(of_cluster, stopping.clone()).await;
         }
     };

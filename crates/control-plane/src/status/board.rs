@@ -71,6 +71,8 @@ struct Session {
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     objects: BTreeMap<ObjectKey, Entry>,
+    /// Those of kinds that nobody acts on.
+    unsupported: BTreeMap<ObjectKey, Reported>,
     revisions: BTreeSet<String>,
     replicas: BTreeMap<String, BTreeSet<SocketAddr>>,
     sessions: HashMap<u64, Session>,
@@ -120,6 +122,19 @@ impl Board {
         Some(Reported { is_gone: true, ..entry.reported })
     }
 
+    /// Takes in an object of a kind that nobody acts on.
+    pub(crate) fn take_in_unsupported(&mut self, object: Reported) {
+        match object.is_gone {
+            true => drop(self.unsupported.remove(&object.key)),
+            false => drop(self.unsupported.insert(object.key.clone(), object)),
+        }
+    }
+
+    /// As [`Board::ours`], of kinds that nobody acts on.
+    pub(crate) fn unsupported(&self) -> impl Iterator<Item = &Reported> {
+        self.unsupported.values().filter(|object| self.is_ours(object))
+    }
+
     /// Returns where replicas listen, this one among them.
     pub(crate) fn replicas(&self) -> BTreeSet<SocketAddr> {
         self.replicas.values().flatten().copied().collect()
@@ -128,11 +143,11 @@ impl Board {
     /// Returns the objects that weftd of this revision reports on: its own, and those without a revision if it is the
     /// default one.
     pub(crate) fn ours(&self) -> impl Iterator<Item = &Entry> {
-        let is_default = self.revisions.contains("default");
-        self.objects.values().filter(move |entry| match &entry.reported.revision {
-            Some(revision) => self.revisions.contains(revision),
-            None => is_default,
-        })
+        self.objects.values().filter(|entry| self.is_ours(&entry.reported))
+    }
+
+    fn is_ours(&self, object: &Reported) -> bool {
+        self.revisions.contains(object.revision.as_deref().unwrap_or("default"))
     }
 
     /// Returns an object in this generation.

@@ -100,6 +100,22 @@ fn condition(kind: &str, status: &str, reason: &str, message: String) -> [String
     [kind.to_owned(), status.to_owned(), reason.to_owned(), message]
 }
 
+/// Returns the conditions of an object of a kind that Weft does not act on.
+pub(crate) fn unsupported(kind: &str, generation: i64) -> Wish {
+    let (reason, text) = match is_policy(kind) {
+        true => {
+            ("NotEnforced", "Weft does not enforce this kind yet: traffic passes as if it were not there")
+        }
+        false => ("NotSupported", "Weft does not act on this kind yet"),
+    };
+    Wish { generation, conditions: vec![condition(ACCEPTED, "False", reason, text.to_owned())] }
+}
+
+/// Whether somebody relies on objects of a kind to keep others out.
+pub(crate) fn is_policy(kind: &str) -> bool {
+    matches!(kind, "AuthorizationPolicy" | "RequestAuthentication")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

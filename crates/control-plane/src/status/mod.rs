@@ -16,8 +16,10 @@ mod feed;
 mod local;
 mod replicas;
 mod report;
+mod unsupported;
 
 pub(crate) use feed::{Feed, Told};
+pub(crate) use unsupported::follow as follow_unsupported;
 
 use crate::secure::Secure;
 use crate::writer::WriterState;
@@ -46,6 +48,7 @@ pub(crate) struct StatusWriting {
 /// What is known of objects and proxies here.
 pub(crate) struct Ground {
     pub(crate) told: mpsc::UnboundedReceiver<Told>,
+    pub(crate) unsupported: mpsc::UnboundedReceiver<Reported>,
     pub(crate) push: Push,
     pub(crate) sessions: xds::Registry,
     pub(crate) state: watch::Receiver<WriterState>,
@@ -61,7 +64,7 @@ pub(crate) fn start(
     secure: &Secure,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> (Router, StatusWriting) {
-    let Ground { told, push, sessions, state, namespace, account, name } = ground;
+    let Ground { told, unsupported, push, sessions, state, namespace, account, name } = ground;
     let local = Arc::new(Local { board: Mutex::new(Board::default()), push, sessions, name });
     let own = secure.own_identity(&namespace, &account);
     let route = replicas::route(local.clone(), own.clone());
@@ -69,7 +72,7 @@ pub(crate) fn start(
     let (objects, seen) = mpsc::unbounded_channel();
     let (statuses, wanted) = watch::channel(Arc::default());
     let (leads, leading) = watch::channel(None);
-    let reporting = Reporting { local, peers, told, state, seen: objects, wanted: statuses };
+    let reporting = Reporting { local, peers, told, unsupported, state, seen: objects, wanted: statuses };
     tasks.spawn(async move {
         report::report(reporting, leading).await;
         anyhow::bail!("nobody reports on objects any more")

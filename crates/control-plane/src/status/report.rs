@@ -1,6 +1,6 @@
 //! The loop that reports: once a second it asks everybody about what is not settled yet.
 
-use super::conditions::{Known, accepted, conditions, of_refused};
+use super::conditions::{Known, accepted, conditions, of_refused, unsupported};
 use super::feed::Told;
 use super::local::{Answer, Asked, Local, MOST};
 use super::replicas::Peers;
@@ -25,6 +25,8 @@ pub(crate) struct Reporting {
     pub(crate) local: Arc<Local>,
     pub(crate) peers: Option<Peers>,
     pub(crate) told: mpsc::UnboundedReceiver<Told>,
+    /// Objects of kinds that nobody acts on.
+    pub(crate) unsupported: mpsc::UnboundedReceiver<Reported>,
     pub(crate) state: watch::Receiver<WriterState>,
     /// Where to tell how objects are.
     pub(crate) seen: mpsc::UnboundedSender<Seen<Reported>>,
@@ -34,7 +36,7 @@ pub(crate) struct Reporting {
 
 /// Reports for as long as the future lives.
 pub(crate) async fn report(reporting: Reporting, mut leads: watch::Receiver<Option<Leads>>) {
-    let Reporting { local, peers, mut told, state, seen, wanted } = reporting;
+    let Reporting { local, peers, mut told, mut unsupported, state, seen, wanted } = reporting;
     let mut reporter =
         Reporter { local, peers, state, wanted, wishes: Statuses::new(), answered: HashMap::new(), turn: 0 };
     let mut tick = tokio::time::interval(PACE);
@@ -47,6 +49,10 @@ pub(crate) async fn report(reporting: Reporting, mut leads: watch::Receiver<Opti
                 for object in reporter.local.board.lock().take_in(news) {
                     let _ = seen.send(Seen::Is(object));
                 }
+            }
+            Some(object) = unsupported.recv() => {
+                let _ = seen.send(Seen::Is(object.clone()));
+                reporter.local.board.lock().take_in_unsupported(object);
             }
             _ = tick.tick() => {
                 reporter.local.observe().await;
@@ -93,6 +99,10 @@ impl Reporter {
         let (mut present, mut open) = (BTreeMap::new(), Vec::new());
         {
             let board = self.local.board.lock();
+            for object in board.unsupported() {
+                present.insert(object.key.clone(), object.generation);
+                self.wishes.insert(object.key.clone(), unsupported(&object.key.kind, object.generation));
+            }
             for entry in board.ours() {
                 let (key, generation) = (&entry.reported.key, entry.reported.generation);
                 present.insert(key.clone(), generation);

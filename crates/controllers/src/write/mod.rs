@@ -8,6 +8,7 @@
 //!
 //! A write names the version of the object that it rests on, so that nobody overwrites what they have not seen.
 
+mod addresses;
 mod agenda;
 mod election;
 mod keeper;
@@ -20,6 +21,7 @@ use crate::kinds::Absence;
 use crate::revision_tags::REVISION;
 use crate::source::everywhere;
 use crate::tap::{Seen, Selection, tap};
+use addresses::Addresses;
 use election::{Election, Pace};
 use k8s_api::admission::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use keeper::Keeper;
@@ -195,6 +197,26 @@ impl Writers {
         };
         let api = everywhere(&self.client);
         tokio::join!(tap(self.client.clone(), api, selection, sender), keeper.keep());
+    }
+
+    /// Keeps addresses in the status of every ServiceEntry that should have some and has none of its own.
+    pub async fn addresses(&self, leads: Leads) {
+        let (sender, seen) = mpsc::unbounded_channel();
+        let selection =
+            Selection { name: "ServiceEntry", fields: None, labels: None, absence: Absence::NotServed };
+        // Nothing but the objects says what is wanted.
+        let (_nobody, wanted) = watch::channel(());
+        let keeper = Keeper {
+            name: "Address",
+            manager: "weft-addresses",
+            client: self.client.clone(),
+            domain: Addresses::default(),
+            seen,
+            wanted,
+            leads: leads.0,
+            states: self.states.clone(),
+        };
+        tokio::join!(tap(self.client.clone(), everywhere(&self.client), selection, sender), keeper.keep());
     }
 
     fn lease(&self, name: String) -> Lease {
