@@ -58,11 +58,7 @@ pub(crate) struct SecretSource {
 }
 
 impl SnapshotSource for SecretSource {
-    fn connect<'a>(
-        &'a self,
-        node: &'a Node,
-        peer: &'a PeerInfo,
-    ) -> BoxFuture<'a, Result<Connection, ConnectError>> {
+    fn connect(&self, node: &Node, peer: &PeerInfo) -> BoxFuture<'_, Result<Connection, ConnectError>> {
         Box::pin(ready(self.serve(node, peer)))
     }
 }
@@ -87,35 +83,41 @@ impl SecretSource {
 }
 
 impl SnapshotSource for EngineSource {
-    fn connect<'a>(
-        &'a self,
-        node: &'a Node,
-        peer: &'a PeerInfo,
-    ) -> BoxFuture<'a, Result<Connection, ConnectError>> {
-        Box::pin(self.serve(node, peer))
+    fn connect(&self, node: &Node, peer: &PeerInfo) -> BoxFuture<'_, Result<Connection, ConnectError>> {
+        match self.admit(node, peer) {
+            Ok(proxy) => Box::pin(self.serve(proxy, is_agent(node), peer.clone())),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
     }
 }
 
 impl EngineSource {
-    async fn serve(&self, node: &Node, peer: &PeerInfo) -> Result<Connection, ConnectError> {
+    /// Returns who a client is, if it may be served.
+    fn admit(&self, node: &Node, peer: &PeerInfo) -> Result<model::Proxy, ConnectError> {
         let waiting_for = self.state.borrow().waiting_for.clone();
         if !waiting_for.is_empty() {
             let names: Vec<String> = waiting_for.into_iter().map(|name| self.sources.explain(name)).collect();
             return Err(ConnectError::NotReady(format!("waiting for {}", names.join(", "))));
         }
-        let caller = peer.extensions.get::<Caller>();
-        let proxy = match caller {
-            Some(caller) => proved(node, &self.domain, caller)?,
+        match peer.extensions.get::<Caller>() {
+            Some(caller) => proved(node, &self.domain, caller),
             // The gate lets nobody through without one.
-            None if peer.encrypted => return Err(ConnectError::Unauthenticated("no identity".to_owned())),
+            None if peer.encrypted => Err(ConnectError::Unauthenticated("no identity".to_owned())),
             None => compile::node::parse(node, &self.domain)
-                .map_err(|error| ConnectError::InvalidNode(error.to_string()))?,
-        };
-        if let (Some(caller), Some(secrets)) = (caller, &self.secrets)
-            && is_agent(node)
-        {
+                .map_err(|error| ConnectError::InvalidNode(error.to_string())),
+        }
+    }
+
+    async fn serve(
+        &self,
+        proxy: model::Proxy,
+        is_agent: bool,
+        peer: PeerInfo,
+    ) -> Result<Connection, ConnectError> {
+        let caller = peer.extensions.get::<Caller>();
+        if let (Some(caller), Some(secrets), true) = (caller, &self.secrets, is_agent) {
             let Served { snapshots, on_demand, observer } =
-                secrets.serve(caller, peer, &proxy.workload, None);
+                secrets.serve(caller, &peer, &proxy.workload, None);
             let observer = Box::new(SessionObserver {
                 node_id: proxy.node_id,
                 secrets: Some(observer),
@@ -133,7 +135,7 @@ impl EngineSource {
         let (mut on_demand, mut secrets): (&[_], _) = (&[], None);
         let snapshots = match (caller, &self.secrets) {
             (Some(caller), Some(own)) => {
-                let served = own.serve(caller, peer, &workload, Some(compiled));
+                let served = own.serve(caller, &peer, &workload, Some(compiled));
                 (on_demand, secrets) = (served.on_demand, Some(served.observer));
                 served.snapshots
             }

@@ -23,12 +23,9 @@ pub struct PeerInfo {
 
 /// Knows what each client should have.
 pub trait SnapshotSource: Send + Sync + 'static {
-    /// Finds what is needed to serve a client, or why it is not served. The client is gone if it is dropped before.
-    fn connect<'a>(
-        &'a self,
-        node: &'a Node,
-        peer: &'a PeerInfo,
-    ) -> BoxFuture<'a, Result<Connection, ConnectError>>;
+    /// Finds what is needed to serve a client, or why it is not served. The client is gone if the future is dropped before.
+    /// It does not hold on to the node, which says much that nobody needs for long: thousands may be waiting at once.
+    fn connect(&self, node: &Node, peer: &PeerInfo) -> BoxFuture<'_, Result<Connection, ConnectError>>;
 }
 
 /// One client, seen from its source.

@@ -31,11 +31,7 @@ impl Observer for Recorder {
 }
 
 impl SnapshotSource for Source {
-    fn connect<'a>(
-        &'a self,
-        node: &'a Node,
-        peer: &'a PeerInfo,
-    ) -> BoxFuture<'a, Result<Connection, ConnectError>> {
+    fn connect(&self, node: &Node, peer: &PeerInfo) -> BoxFuture<'_, Result<Connection, ConnectError>> {
         assert!(peer.address.is_some());
         let connected = match node.id.as_str() {
             "stranger" => Err(ConnectError::PermissionDenied("strangers are not served".to_owned())),

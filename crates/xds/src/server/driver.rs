@@ -116,8 +116,11 @@ async fn begin<M: Message>(
     else {
         return Ok(None);
     };
-    let node = first.take_node().filter(|node| !node.id.is_empty()).ok_or(StreamError::NoNode)?;
-    let connection = shared.source.connect(&node, &peer).await?;
+    let mut node = first.take_node().filter(|node| !node.id.is_empty()).ok_or(StreamError::NoNode)?;
+    let connecting = shared.source.connect(&node, &peer);
+    // Every Envoy lists some hundred. The source has looked at them; nobody asks for them again.
+    node.extensions = Vec::new();
+    let connection = connecting.await?;
     let mut driver = Driver::start::<M>(shared.clone(), node, peer, connection, outgoing);
     driver.on_message(first);
     Ok(Some(driver))
@@ -139,7 +142,7 @@ struct Driver {
 impl Driver {
     fn start<M: Message>(
         shared: Arc<Shared>,
-        mut node: Node,
+        node: Node,
         peer: PeerInfo,
         connection: Connection,
         outgoing: Outgoing,
@@ -159,8 +162,6 @@ impl Driver {
         shared.metrics.connected.get_or_create(&version).inc();
         info!(proxy = node.id, stream, protocol = ?M::PROTOCOL, "proxy connected");
         let node_id = node.id.clone();
-        // Every Envoy lists some hundred. They were looked at when it connected; nobody asks for them again.
-        node.extensions = Vec::new();
         let client = Client { stream, node, peer, desired: observer.desired() };
         let registration = shared.registry.enter(client, M::PROTOCOL, session.clone(), outgoing.reading);
         let outbox = outgoing.outbox;
