@@ -2,7 +2,6 @@
 
 use crate::mesh::File;
 use anyhow::{Context, ensure};
-use e2e::repository;
 use futures::{StreamExt, TryStreamExt, stream};
 // The client does not build without it and a version of its own.
 use k8s_openapi as _;

@@ -12,7 +12,7 @@ use e2e::app::{Answer, App};
 use e2e::client::Client;
 use e2e::network::{Network, machine_address};
 use e2e::weftd::Weftd;
-use e2e::{PATIENCE, eventually, proxy, repository};
+use e2e::{PATIENCE, eventually, proxy};
 use serde_json::json;
 use testkit::rig::http::Request;
 use testkit::rig::{ApiServer, ControllerManager, EndpointWatch, Etcd};

@@ -16,7 +16,6 @@ use testkit::rig::{ApiServer, Etcd};
 use super::agent::{self, Agent, Identity};
 use crate::app::{Answer, App};
 use crate::network::{Network, machine_address};
-use crate::repository;
 use crate::weftd::Weftd;
 
 /// The port of the server that is declared to be HTTP.

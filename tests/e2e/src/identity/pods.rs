@@ -15,7 +15,7 @@ use testkit::rig::{ApiServer, Etcd};
 use super::agent::{Agent, Identity};
 use crate::network::Network;
 use crate::weftd::{self, Weftd};
-use crate::{PATIENCE, eventually, repository};
+use crate::{PATIENCE, eventually};
 
 /// Where workloads live.
 const NAMESPACE: &str = "shop";
