@@ -51,6 +51,7 @@ impl World<'_> {
         self.bookinfo_comes_up_injected()?;
         let gateway = self.a_gateway_is_installed()?;
         self.the_page_is_served(gateway)?;
+        self.containers_may_do_no_more_than_they_need()?;
         self.strict_mutual_tls_keeps_strangers_out(gateway)?;
         self.a_canary_by_kubectl(gateway)?;
         self.nothing_fails_while_weftd_is_replaced(gateway)?;
@@ -190,6 +191,34 @@ impl World<'_> {
         }
         let nowhere = Client::new(gateway, LIMIT).get("bookinfo.example", "/nowhere")?;
         ensure!(nowhere.status == 404, "{nowhere:?}");
+        Ok(())
+    }
+
+    /// Not root, no capabilities and no way to get any, and nothing to write to but volumes.
+    fn containers_may_do_no_more_than_they_need(&self) -> Result<()> {
+        for (namespace, label, container, user) in [
+            ("istio-system", "app=istiod", "discovery", 65532),
+            ("istio-ingress", "istio=ingressgateway", "istio-proxy", 1337),
+            ("default", "app=productpage", "istio-proxy", 1337),
+        ] {
+            let process = self.cluster.process(namespace, &self.pod(namespace, label)?, container)?;
+            let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+                line.unwrap_or_default().split_whitespace().next().unwrap_or_default().to_owned()
+            };
+            ensure!(field("Uid") == user.to_string() && field("Gid") == user.to_string(), "{status}");
+            ensure!(field("CapEff").trim_matches('0').is_empty(), "{container}: {}", field("CapEff"));
+            ensure!(field("CapBnd").trim_matches('0').is_empty(), "{container}: {}", field("CapBnd"));
+            ensure!(field("NoNewPrivs") == "1", "{container} may get privileges");
+            let mounts = std::fs::read_to_string(format!("/proc/{process}/mounts"))?;
+            let root = mounts.lines().rfind(|line| line.split(' ').nth(1) == Some("/")).unwrap_or_default();
+            let options = root.split(' ').nth(3).unwrap_or_default();
+            ensure!(
+                options.split(',').any(|option| option == "ro"),
+                "{container} may write to its root: {root}"
+            );
+        }
         Ok(())
     }
 

@@ -233,6 +233,15 @@ impl<'n> Cluster<'n> {
         self.find(namespace, name)?.kill(container)
     }
 
+    /// Returns the process id of the first process of a container.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn process(&self, namespace: &str, name: &str, container: &str) -> anyhow::Result<u32> {
+        self.find(namespace, name)?.process(container)
+    }
+
     /// Returns what a container has printed.
     ///
     /// # Errors

@@ -72,10 +72,15 @@ impl Shared {
         lock(&self.latest).clone()
     }
 
+    /// Returns the first process of a container.
+    pub(super) fn process(&self, container: &str) -> anyhow::Result<u32> {
+        let process = lock(&self.processes).get(container).copied();
+        process.with_context(|| format!("{container} does not run"))
+    }
+
     /// Kills the first process of a container.
     pub(super) fn kill(&self, container: &str) -> anyhow::Result<()> {
-        let process = lock(&self.processes).get(container).copied();
-        container::send(process.with_context(|| format!("{container} does not run"))?, Signal::KILL);
+        container::send(self.process(container)?, Signal::KILL);
         Ok(())
     }
 
