@@ -94,14 +94,14 @@ async fn clusters(host: &str) -> Result<usize> {
         };
         // The stream stays open until there is an answer.
         let requests = futures::StreamExt::chain(futures::stream::iter([first]), futures::stream::pending());
-        let answers = client.delta_aggregated_resources(requests).await.map_err(status)?;
-        let answer = answers.into_inner().message().await.map_err(status)?;
+        let answers = client.delta_aggregated_resources(requests).await.map_err(|status| refused(&status))?;
+        let answer = answers.into_inner().message().await.map_err(|status| refused(&status))?;
         Ok(answer.context("weftd has ended the stream")?.resources.len())
     })
     .await
 }
 
-fn status(status: tonic::Status) -> anyhow::Error {
+fn refused(status: &tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{}: {}", status.code(), status.message())
 }
 
