@@ -3,7 +3,7 @@
 //! The engine is plain state without I/O: it is told of new views and of proxies that come and go, and puts
 //! each proxy's newest snapshot into a watch channel, where a slow reader finds only the latest.
 
-use crate::memo::{Computation, Counters, Memo};
+use crate::memo::{Computation, Counters, Memo, Root};
 use compile::Shared;
 use compile::audience::Selection;
 use compile::query::{self, Answer, Evaluated, Query};
@@ -40,13 +40,15 @@ pub struct Engine {
 }
 
 struct Session {
-    proxy: Shared<Proxy>,
+    /// What is selected for it.
+    choice: Root,
     selection: Selection,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
 /// The sessions with one selection, which all get the same.
 struct Group {
+    compiled: Root,
     members: BTreeSet<SessionId>,
     snapshot: Arc<Snapshot>,
 }
@@ -73,11 +75,11 @@ impl Engine {
         let proxy = Shared::new(proxy);
         let id = SessionId(self.next_id);
         self.next_id += 1;
-        self.memo.retain(&Query::Select(proxy.clone()));
-        let selection = self.select(&proxy);
+        let choice = self.memo.retain(&Query::Select(proxy));
+        let selection = select(&mut self.memo, &self.compiler, &choice);
         let snapshot = self.join(id, &selection);
         let (snapshots, receiver) = watch::channel(snapshot);
-        self.sessions.insert(id, Session { proxy, selection, snapshots });
+        self.sessions.insert(id, Session { choice, selection, snapshots });
         (id, receiver)
     }
 
@@ -85,7 +87,7 @@ impl Engine {
     pub fn disconnect(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.remove(&id) {
             self.leave(id, &session.selection);
-            self.memo.release(&Query::Select(session.proxy));
+            self.memo.release(session.choice);
         }
     }
 
@@ -98,18 +100,15 @@ impl Engine {
         // Before anything is asked: answering for one session cleans what another one waits for.
         let stale: Vec<Selection> = self
             .groups
-            .keys()
-            .filter(|selection| !self.memo.is_clean(&Query::Snapshot((*selection).clone())))
-            .cloned()
+            .iter()
+            .filter(|(_, group)| !self.memo.is_clean(&group.compiled))
+            .map(|(selection, _)| selection.clone())
             .collect();
         let mut told = BTreeSet::new();
         self.reselect(&mut told);
         for selection in stale {
-            if !self.groups.contains_key(&selection) {
-                continue;
-            }
-            let snapshot = self.compile(&selection);
             let Some(group) = self.groups.get_mut(&selection) else { continue };
+            let snapshot = compile(&mut self.memo, &self.compiler, &group.compiled);
             group.snapshot = snapshot.clone();
             for id in &group.members {
                 let Some(session) = self.sessions.get(id) else { continue };
@@ -124,15 +123,15 @@ impl Engine {
 
     /// Moves sessions whose selection has changed.
     fn reselect(&mut self, told: &mut BTreeSet<SessionId>) {
-        let stale: Vec<(SessionId, Shared<Proxy>)> = self
+        let stale: Vec<SessionId> = self
             .sessions
             .iter()
-            .filter(|(_, session)| !self.memo.is_clean(&Query::Select(session.proxy.clone())))
-            .map(|(id, session)| (*id, session.proxy.clone()))
+            .filter(|(_, session)| !self.memo.is_clean(&session.choice))
+            .map(|(id, _)| *id)
             .collect();
-        for (id, proxy) in stale {
-            let selection = self.select(&proxy);
+        for id in stale {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
+            let selection = select(&mut self.memo, &self.compiler, &session.choice);
             if session.selection == selection {
                 continue;
             }
@@ -226,32 +225,18 @@ impl Engine {
         self.compiler.failures.get()
     }
 
-    fn select(&mut self, proxy: &Shared<Proxy>) -> Selection {
-        match self.memo.ask(&self.compiler, &Query::Select(proxy.clone())) {
-            Answer::Selection(selection) => selection,
-            other => unreachable!("a selection query is answered by a selection, not by {other:?}"),
-        }
-    }
-
-    fn compile(&mut self, selection: &Selection) -> Arc<Snapshot> {
-        match self.memo.ask(&self.compiler, &Query::Snapshot(selection.clone())) {
-            Answer::Snapshot(snapshot) => snapshot,
-            other => unreachable!("a snapshot query is answered by a snapshot, not by {other:?}"),
-        }
-    }
-
     fn join(&mut self, id: SessionId, selection: &Selection) -> Arc<Snapshot> {
         if let Some(group) = self.groups.get_mut(selection) {
             group.members.insert(id);
-            if self.memo.is_clean(&Query::Snapshot(selection.clone())) {
+            if self.memo.is_clean(&group.compiled) {
                 return group.snapshot.clone();
             }
             // The others are told by `apply`, which is at work.
-            return self.compile(selection);
+            return compile(&mut self.memo, &self.compiler, &group.compiled);
         }
-        self.memo.retain(&Query::Snapshot(selection.clone()));
-        let snapshot = self.compile(selection);
-        let group = Group { members: BTreeSet::from([id]), snapshot: snapshot.clone() };
+        let compiled = self.memo.retain(&Query::Snapshot(selection.clone()));
+        let snapshot = compile(&mut self.memo, &self.compiler, &compiled);
+        let group = Group { compiled, members: BTreeSet::from([id]), snapshot: snapshot.clone() };
         self.groups.insert(selection.clone(), group);
         snapshot
     }
@@ -259,10 +244,27 @@ impl Engine {
     fn leave(&mut self, id: SessionId, selection: &Selection) {
         let Some(group) = self.groups.get_mut(selection) else { return };
         group.members.remove(&id);
-        if group.members.is_empty() {
-            self.groups.remove(selection);
-            self.memo.release(&Query::Snapshot(selection.clone()));
+        if group.members.is_empty()
+            && let Some(group) = self.groups.remove(selection)
+        {
+            self.memo.release(group.compiled);
         }
+    }
+}
+
+/// Returns the answer of a selection query.
+fn select(memo: &mut Memo<Compiler>, compiler: &Compiler, choice: &Root) -> Selection {
+    match memo.ask_root(compiler, choice) {
+        Answer::Selection(selection) => selection,
+        other => unreachable!("a selection query is answered by a selection, not by {other:?}"),
+    }
+}
+
+/// Returns the answer of a snapshot query.
+fn compile(memo: &mut Memo<Compiler>, compiler: &Compiler, compiled: &Root) -> Arc<Snapshot> {
+    match memo.ask_root(compiler, compiled) {
+        Answer::Snapshot(snapshot) => snapshot,
+        other => unreachable!("a snapshot query is answered by a snapshot, not by {other:?}"),
     }
 }
 

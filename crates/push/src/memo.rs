@@ -64,6 +64,10 @@ enum State {
 
 type NodeId = usize;
 
+/// An answer that is retained: asking about it costs no search.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Root(NodeId);
+
 type NodeSet = HashSet<NodeId, BuildHasherDefault<NodeHasher>>;
 
 /// Spreads node numbers, which nobody but us chooses, over a table.
@@ -168,20 +172,20 @@ impl<C: Computation> Memo<C> {
     }
 
     /// Keeps the answer of `query`, and all that it rests on, until [`Memo::release`].
-    pub fn retain(&mut self, query: &C::Query) {
+    #[must_use]
+    pub fn retain(&mut self, query: &C::Query) -> Root {
         let id = self.id_of(query);
         node_mut(&mut self.nodes, id).roots += 1;
         self.orphans.remove(&id);
+        Root(id)
     }
 
-    /// Takes back one [`Memo::retain`].
-    pub fn release(&mut self, query: &C::Query) {
-        if let Some(&id) = self.ids.get(query) {
-            let node = node_mut(&mut self.nodes, id);
-            node.roots = node.roots.saturating_sub(1);
-            if node.roots == 0 && node.dependents.is_empty() {
-                self.orphans.insert(id);
-            }
+    /// Takes back one [`Memo::retain`] of this memo.
+    pub fn release(&mut self, Root(id): Root) {
+        let node = node_mut(&mut self.nodes, id);
+        node.roots -= 1;
+        if node.roots == 0 && node.dependents.is_empty() {
+            self.orphans.insert(id);
         }
     }
 
@@ -220,9 +224,15 @@ impl<C: Computation> Memo<C> {
         self.answer_of(id)
     }
 
-    /// Returns whether asking `query` would return what it returned last, without any work.
-    pub fn is_clean(&self, query: &C::Query) -> bool {
-        self.ids.get(query).is_some_and(|&id| node(&self.nodes, id).state == State::Clean)
+    /// Returns what [`Memo::ask`] does for the query that was retained.
+    pub fn ask_root(&mut self, computation: &C, &Root(id): &Root) -> C::Answer {
+        self.refresh(computation, id);
+        self.answer_of(id)
+    }
+
+    /// Returns whether asking would return what was returned last, without any work.
+    pub fn is_clean(&self, &Root(id): &Root) -> bool {
+        node(&self.nodes, id).state == State::Clean
     }
 
     /// Goes through the answers that rest on any of these keys. `visit` says whether what rests on an answer in turn is of
@@ -565,13 +575,13 @@ mod tests {
     fn what_an_answer_no_longer_rests_on_is_swept() {
         let sheet = Sheet::new(&[1, 10, 20]);
         let mut memo = Memo::default();
-        memo.retain(&Cell::Choice);
-        assert_eq!(memo.ask(&sheet, &Cell::Choice), 10);
+        let choice = memo.retain(&Cell::Choice);
+        assert_eq!(memo.ask_root(&sheet, &choice), 10);
         sheet.set(&mut memo, 0, 2);
         assert_eq!(memo.ask(&sheet, &Cell::Choice), 20);
         assert_eq!(memo.sweep(), 1);
         assert_eq!(memo.len(), 3);
-        memo.release(&Cell::Choice);
+        memo.release(choice);
         assert_eq!(memo.sweep(), 3);
         assert!(memo.is_empty());
     }
@@ -585,7 +595,7 @@ mod tests {
             let sheet = Sheet::new(&start);
             let count = start.len();
             let mut memo = Memo::default();
-            memo.retain(&Cell::Choice);
+            let choice = memo.retain(&Cell::Choice);
             for (index, value, look) in edits {
                 sheet.set(&mut memo, index % count, value);
                 if look {
@@ -593,6 +603,7 @@ mod tests {
                         let fresh = Memo::default().ask(&sheet, &query);
                         prop_assert_eq!(memo.ask(&sheet, &query), fresh);
                     }
+                    prop_assert!(memo.is_clean(&choice));
                     memo.sweep();
                 }
             }
