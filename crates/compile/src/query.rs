@@ -350,8 +350,15 @@ impl Evaluation<'_, '_> {
             Answer::Snapshot(rest) => rest,
             other => mismatch(&other),
         };
-        let assignments = with(shared, rest.assignments.values().cloned());
-        Answer::Snapshot(Arc::new(self.sharing(Snapshot { assignments, ..(*rest).clone() })))
+        let mut assignments = with(shared, rest.assignments.values().cloned());
+        // The other sets are those of the previous answer already, as far as they are the same.
+        if let Some(Answer::Snapshot(previous)) = self.previous
+            && !rest.assignments.is_empty()
+            && same_set(&previous.assignments, &assignments)
+        {
+            assignments.clone_from(&previous.assignments);
+        }
+        Answer::Snapshot(Arc::new(Snapshot { assignments, ..(*rest).clone() }))
     }
 
     fn all_but_endpoints(&mut self, selection: &Selection) -> Answer {
