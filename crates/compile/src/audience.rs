@@ -99,6 +99,8 @@ pub struct Switches {
     pub outbound_exact_balance: bool,
     /// `DNS_PROXY_ADDR`, if the workload's DNS queries are captured (`DNS_CAPTURE`): who answers them.
     pub dns_proxy: Option<SocketAddr>,
+    /// `ISTIO_DUAL_STACK`: what the workload is sent is captured in both families, if it has addresses of both.
+    pub dual_stack: bool,
     /// `UNPRIVILEGED_POD`: ports below 1024 cannot be bound.
     pub unprivileged: bool,
     /// Ports that the bootstrap's own listeners use (status, metrics), which generated listeners must avoid.

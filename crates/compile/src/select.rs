@@ -184,6 +184,7 @@ fn switches(mesh: &Mesh<'_>, proxy: &Proxy) -> Switches {
         dns_proxy: text("DNS_PROXY_ADDR")
             .filter(|_| flag("DNS_CAPTURE"))
             .and_then(|address| parse_local_address(address, families(&proxy.ips))),
+        dual_stack: flag("ISTIO_DUAL_STACK"),
         unprivileged: flag("UNPRIVILEGED_POD"),
         reserved_ports: own.into_iter().filter_map(port).collect(),
         client_certificates: files("TLS_CLIENT_CERT_CHAIN", "TLS_CLIENT_KEY", "TLS_CLIENT_ROOT_CERT"),

@@ -70,6 +70,7 @@ fn virtual_outbound(l4: L4<'_, '_>) -> Resource {
     let listener = Listener {
         name: names::VIRTUAL_OUTBOUND.to_owned(),
         address: Some(wire::socket_address(context.wildcard(), port)),
+        additional_addresses: context.second_captured(port),
         filter_chains: chains.into_iter().map(|chain| chain.into_message(&mut needs)).collect(),
         use_original_dst: wire::bool_value(true),
         // Whoever waits for the server to speak first is let through in the end.

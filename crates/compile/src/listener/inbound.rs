@@ -184,6 +184,7 @@ impl Inbound<'_, '_> {
         let listener = Listener {
             name: names::VIRTUAL_INBOUND.to_owned(),
             address: Some(wire::socket_address(context.wildcard(), number)),
+            additional_addresses: context.second_captured(number),
             filter_chains: chains.into_iter().map(|chain| chain.into_message(&mut needs)).collect(),
             listener_filters_timeout: inspection_timeout(context.config, &listener_filters),
             listener_filters,

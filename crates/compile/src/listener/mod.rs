@@ -35,7 +35,7 @@ use prost::Message;
 use proto::envoy::config::core::v3::Address;
 use proto::envoy::config::listener::v3::listener::ConnectionBalanceConfig;
 use proto::envoy::config::listener::v3::listener::connection_balance_config::{BalanceType, ExactBalance};
-use proto::envoy::config::listener::v3::{Filter, Listener, ListenerFilter};
+use proto::envoy::config::listener::v3::{AdditionalAddress, Filter, Listener, ListenerFilter};
 use proto::resource::{Body, Needs, Resource, ResourceType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -62,6 +62,18 @@ impl Context<'_> {
     /// The same in the other family, for proxies with both.
     fn second_wildcard(&self) -> Option<IpAddr> {
         (self.families.v4 && self.families.v6).then(|| Ipv6Addr::UNSPECIFIED.into())
+    }
+
+    /// Where captured connections of the other family arrive: nowhere, unless the proxy says that it captures both. An
+    /// Envoy that cannot listen there would have no listener at all.
+    fn second_captured(&self, port: u16) -> Vec<AdditionalAddress> {
+        let ip = self.second_wildcard().filter(|_| self.switches.dual_stack);
+        ip.map(|ip| AdditionalAddress {
+            address: Some(wire::socket_address(ip, port)),
+            ..AdditionalAddress::default()
+        })
+        .into_iter()
+        .collect()
     }
 
     /// The address of the workload itself, as it dials.

@@ -125,7 +125,7 @@ impl Request {
             read(Path::new("/proc/net/fib_trie")).is_ok_and(|text| !interfaces::ipv4(&text).is_empty());
         let mut settings = settings(args, &source, read)?;
         settings.ipv6 = match args.families {
-            // Of a workload with both, weftd has Envoy listen for IPv4 only, as istiod does.
+            // Of a workload with both, weftd has Envoy listen for IPv4 only if nobody says so, as istiod does.
             Families::Auto => (has_v6 && !has_v4) || source.switch(args.dual_stack, "ISTIO_DUAL_STACK")?,
             Families::Ipv4 => false,
             Families::Dual => true,
@@ -134,9 +134,11 @@ impl Request {
             !settings.ipv6 || kernel.contains(&Family::V6),
             "IPv6 is asked for, and the kernel has none"
         );
-        if settings.ipv6 && has_v4 {
+        // A flag is seen here only; the variable, by the proxy too.
+        if settings.ipv6 && has_v4 && !environment.flag("ISTIO_DUAL_STACK", false)? {
             warnings.push(
-                "IPv6 connections come to Envoy, which weftd does not have listen for them beside IPv4 yet"
+                "IPv6 connections come to Envoy, which weftd has listen for them beside IPv4 only if the proxy has \
+                 ISTIO_DUAL_STACK=true"
                     .to_owned(),
             );
         }

@@ -184,6 +184,9 @@ fn addresses(environment: &Environment, read: ReadFile<'_>) -> Result<Vec<IpAddr
     Ok(addresses)
 }
 
+/// Says that connections of both families are captured.
+const DUAL_STACK: &str = "ISTIO_DUAL_STACK";
+
 /// `ISTIO_META_` variables are metadata of these names, also those among the proxy's `proxyMetadata`;
 /// `ISTIO_METAJSON_` variables are objects of metadata.
 fn of_environment(environment: &Environment, proxy: &ProxyConfig) -> Result<Map<String, Value>, ConfigError> {
@@ -194,6 +197,11 @@ fn of_environment(environment: &Environment, proxy: &ProxyConfig) -> Result<Map<
         .filter_map(|(name, value)| Some((name.strip_prefix("ISTIO_META_")?, value.as_str())));
     for (name, value) in of_config.chain(environment.with_prefix("ISTIO_META_")) {
         metadata.insert(name.to_owned(), Value::from(value));
+    }
+    // What is captured has to arrive: weftd has Envoy listen for both families if this says so.
+    let of_config = proxy.proxy_metadata.get(DUAL_STACK).is_some_and(|value| value == "true");
+    if environment.flag(DUAL_STACK, of_config)? {
+        metadata.insert(DUAL_STACK.to_owned(), Value::from("true"));
     }
     for (name, value) in environment.with_prefix("ISTIO_METAJSON_") {
         let object: Map<String, Value> = serde_json::from_str(value).map_err(|error| {

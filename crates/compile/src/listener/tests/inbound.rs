@@ -1,5 +1,5 @@
 use super::*;
-use crate::audience::InboundAudience;
+use crate::audience::{InboundAudience, IpFamilies, OutboundAudience};
 use crate::fixtures::{World, scope_of, service, sidecar, workload};
 use crate::listener::inbound;
 use model::gateway::{ServerTls, ServerTlsMode};
@@ -269,4 +269,48 @@ fn inbound_connection_managers_name_the_client() {
     assert_eq!(manager.use_remote_address, Some(false.into()));
     assert!(manager.http2_protocol_options.is_some());
     assert!(all[0].needs().clusters.contains("inbound|8080||"));
+}
+
+#[test]
+fn captured_connections_of_both_families_arrive_if_the_proxy_captures_both() {
+    let world = World::new();
+    let mesh = Mesh::new(world.view());
+    let addresses = |change: fn(&mut OutboundAudience)| -> Vec<String> {
+        let mut outbound = sidecar();
+        change(&mut outbound);
+        let scope = scope_of(&mesh, &outbound);
+        let audience = InboundAudience {
+            families: outbound.families,
+            switches: outbound.switches.clone(),
+            ..workload(&[])
+        };
+        let captured = crate::listener::fixed(&mesh, &scope, &outbound)
+            .into_iter()
+            .chain(inbound(&mesh, &scope, &audience, &outbound));
+        let all = captured.map(|resource| {
+            let listener = decode(&resource);
+            let first = listener.address.iter();
+            let others = listener.additional_addresses.iter().filter_map(|other| other.address.as_ref());
+            first.chain(others).map(address_text).collect::<Vec<_>>().join(" ")
+        });
+        all.collect()
+    };
+    assert_eq!(addresses(|_| ()), ["0.0.0.0:15001", "0.0.0.0:15006"]);
+    assert_eq!(
+        addresses(|audience| audience.families = IpFamilies { v4: true, v6: true }),
+        ["0.0.0.0:15001", "0.0.0.0:15006"],
+        "as istiod does by default"
+    );
+    assert_eq!(
+        addresses(|audience| {
+            audience.families = IpFamilies { v4: true, v6: true };
+            audience.switches.dual_stack = true;
+        }),
+        ["0.0.0.0:15001 :::15001", "0.0.0.0:15006 :::15006"]
+    );
+    assert_eq!(
+        addresses(|audience| audience.switches.dual_stack = true),
+        ["0.0.0.0:15001", "0.0.0.0:15006"],
+        "there is nothing to capture"
+    );
 }

@@ -78,11 +78,13 @@ fn groups_may_be_names() {
 #[test]
 fn ipv6_is_captured_if_it_is_all_there_is_or_asked_for() {
     const V4: &str = "|-- 10.244.0.7\n  /32 host LOCAL\n";
-    let load = |if_inet6: &str, fib_trie: &str, words: &str| {
+    let load_with = |if_inet6: &str, fib_trie: &str, words: &str, variables: &[(&str, &str)]| {
         let files = [("/proc/net/if_inet6", if_inet6), ("/proc/net/fib_trie", fib_trie)];
-        let request = load(words, &[], &files).unwrap();
+        let request = load(words, variables, &files).unwrap();
         (request.settings.ipv6, request.warnings.len())
     };
+    let load = |if_inet6: &str, fib_trie: &str, words: &str| load_with(if_inet6, fib_trie, words, &[]);
+    assert_eq!(load_with(V6, V4, "", &[("ISTIO_DUAL_STACK", "true")]), (true, 0), "the proxy knows it too");
     assert_eq!(load(V6, "", ""), (true, 0));
     assert_eq!(load(V6, V4, ""), (false, 0), "nobody would listen");
     assert_eq!(load(V6, V4, "--families dual"), (true, 1));
