@@ -147,3 +147,29 @@ service: { name: {{ include "weft.name" $root }}, namespace: {{ $root.Release.Na
       {{- toYaml $hook.object | nindent 6 }}
 {{- end }}
 {{- end }}
+
+{{- /* A Service that leads to this release; the argument is a list of the root, the name, and the tag that it is for. */ -}}
+{{- define "weft.service" -}}
+{{- $root := index . 0 -}}
+{{- $tag := index . 2 -}}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ index . 1 }}
+  namespace: {{ $root.Release.Namespace }}
+  labels:
+    {{- include "weft.labels" $root | nindent 4 }}
+    {{- with $tag }}
+    istio.io/tag: {{ . | quote }}
+    {{- end }}
+  {{- with $root.Values.serviceAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  selector: {{- include "weft.selector" $root | nindent 4 }}
+  ports:
+    - { name: grpc-xds, port: 15010, protocol: TCP }
+    - { name: https-dns, port: 15012, protocol: TCP }
+    - { name: https-webhook, port: 443, targetPort: 15017, protocol: TCP }
+    - { name: http-monitoring, port: 15014, protocol: TCP }
+{{- end }}

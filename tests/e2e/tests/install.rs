@@ -20,6 +20,9 @@ use testkit::rig::netns::{Node, on_a_node};
 /// A dozen proxies start at once, on a machine that may be busy.
 const PATIENCE: Duration = Duration::from_secs(180);
 const LIMIT: Duration = Duration::from_secs(10);
+/// The tag may be moved to each revision.
+const VALUES: &str =
+    "--set profile=demo --set global.hub=weft --set global.tag=dev --set rbac.movedTags={prod}";
 const STRICT: &str = "
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -55,7 +58,8 @@ impl World<'_> {
         self.strict_mutual_tls_keeps_strangers_out(gateway)?;
         self.a_canary_by_kubectl(gateway)?;
         self.nothing_fails_while_weftd_is_replaced(gateway)?;
-        self.traffic_goes_on_without_weftd(gateway)
+        self.traffic_goes_on_without_weftd(gateway)?;
+        self.a_tag_moves_to_another_revision_and_back(gateway)
     }
 
     /// Adds what the pods are doing, and what the control plane and one of the proxies have said last.
@@ -117,8 +121,7 @@ impl World<'_> {
         let charts = charts.display();
         self.helm(&format!("install weft-crds {charts}/weft-crds -n istio-system --create-namespace"))?;
         self.kubectl("wait crd --all --for=condition=Established --timeout=60s")?;
-        let values = "--set profile=demo --set global.hub=weft --set global.tag=dev";
-        self.helm(&format!("install weft {charts}/weft -n istio-system {values}"))?;
+        self.helm(&format!("install weft {charts}/weft -n istio-system {VALUES}"))?;
         self.rolled_out("istio-system", "istiod")
     }
 
@@ -359,6 +362,54 @@ impl World<'_> {
         ensure!(after.len() == before.len(), "{} resources became {}", before.len(), after.len());
         println!("{} resources of two proxies were not sent again", before.len());
         Ok(())
+    }
+
+    /// Another revision is installed beside the first one, and pods of a namespace with the tag come to it, and back.
+    fn a_tag_moves_to_another_revision_and_back(&self, gateway: SocketAddr) -> Result<()> {
+        let chart = repository().join("charts/weft");
+        let chart = chart.display();
+        self.helm(&format!("install weft-canary {chart} -n istio-system {VALUES} --set revision=canary"))?;
+        self.rolled_out("istio-system", "istiod-canary")?;
+        Load::default().during("a tag moved there and back", gateway, || {
+            for (turn, revision) in ["default", "canary", "default"].into_iter().enumerate() {
+                let values = format!("--set revision={revision} --set revisionTags={{prod}}");
+                let tag = self.helm(&format!(
+                    "template {revision} {chart} -n istio-system -s templates/revision-tags.yaml {values}"
+                ))?;
+                self.apply(&tag)?;
+                if turn == 0 {
+                    eventually("the tag's bundle", PATIENCE, || {
+                        let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+                        let name = "mutatingwebhookconfiguration/istio-revision-tag-prod";
+                        let bundles = self.kubectl(&format!("get {name} -o {path}"))?;
+                        ensure!(bundles.len() > 200, "{bundles:?}");
+                        Ok(())
+                    })?;
+                    self.kubectl("label namespace default istio-injection- istio.io/rev=prod")?;
+                }
+                self.details_are_with(revision)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn details_are_with(&self, revision: &str) -> Result<()> {
+        let old = self.pods("default", "app=details")?;
+        self.kubectl("rollout restart deployment/details-v1")?;
+        self.rolled_out("default", "details-v1")?;
+        let new = self.pods("default", "app=details")?.into_iter().find(|pod| !old.contains(pod));
+        let new = new.context("no new pod")?;
+        let path = r"jsonpath={.metadata.annotations.istio\.io/rev}";
+        let injected_by = self.kubectl(&format!("get pod {new} -o {path}"))?;
+        ensure!(injected_by == revision, "{new} is injected by {injected_by:?}, not {revision}");
+        let weftd = self.pod("istio-system", &format!("app=istiod,istio.io/rev={revision}"))?;
+        eventually("the pod to be with its weftd", PATIENCE, || {
+            let network = self.cluster.network("istio-system", &weftd)?;
+            let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 15014));
+            let proxies = network.run(|| Request::get("/debug/syncz").send(local))?.text();
+            ensure!(proxies.contains(&new), "{new} is not connected to {weftd}");
+            Ok(())
+        })
     }
 
     fn is_ready(&self, weftd: &str) -> Result<bool> {
