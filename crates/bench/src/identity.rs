@@ -72,6 +72,8 @@ pub struct Report {
     pub connect: Spread,
     /// weftd's CPU time for that.
     pub connect_cpu: Duration,
+    /// weftd's memory for each connection on which nothing was asked yet.
+    pub idle_bytes: u64,
     /// weftd's memory for each connection of an agent, which asks for the roots and is idle then.
     pub agent_bytes: u64,
     /// weftd's memory for each proxy with its configuration.
@@ -91,6 +93,25 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     let callers: Vec<Caller> = nodes.iter().map(|node| rig.caller(node)).collect::<Result<_, _>>()?;
     let callers = Arc::new(callers);
 
+    // One after the other: this warms weftd up, and leaves nothing in the heap that would be used again and hide what is new.
+    let mut configs = Vec::with_capacity(plan.streams);
+    for caller in callers.iter().take(plan.streams) {
+        configs.push(rig.client_config(Some((&caller.certify(&mut rig.connect(0).await?).await?, caller)))?);
+    }
+    tokio::time::sleep(QUIET).await;
+    let idle = rig.meter.memory()?.now;
+    let each = |now: u64| now.saturating_sub(idle) / plan.streams.max(1) as u64;
+    let connections = rig.connections(&configs).await?;
+    tokio::time::sleep(QUIET).await;
+    let idle_bytes = each(rig.meter.memory()?.now);
+    drop(connections);
+    tokio::time::sleep(QUIET * 2).await;
+    let agents = rig.agents(&nodes, &configs, plan.limit).await?;
+    tokio::time::sleep(QUIET * 2).await;
+    let agent_bytes = each(rig.meter.memory()?.now);
+    drop(agents);
+    tokio::time::sleep(QUIET * 2).await;
+
     let before = rig.meter.cpu()?;
     let began = Instant::now();
     let storm = rig.certify(&callers, plan.callers, plan.requests);
@@ -98,24 +119,12 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     let certificates = began.elapsed();
     let certificates_cpu = rig.meter.cpu()?.saturating_sub(before);
 
-    let mut configs = Vec::with_capacity(plan.streams);
-    for caller in callers.iter().take(plan.streams) {
-        configs.push(rig.client_config(Some((&caller.certify(&mut rig.connect(0).await?).await?, caller)))?);
-    }
-    let idle = rig.meter.memory()?.now;
-    let agents = rig.agents(&nodes, &configs, plan.limit).await?;
-    tokio::time::sleep(QUIET * 2).await;
-    let agent_bytes = rig.meter.memory()?.now.saturating_sub(idle) / plan.streams.max(1) as u64;
-    drop(agents);
-    tokio::time::sleep(QUIET * 2).await;
-
-    let idle = rig.meter.memory()?.now;
     let before = rig.meter.cpu()?;
     let proxies = nodes.iter().cloned().zip(configs.into_iter().map(Some)).take(plan.streams).collect();
     let (mut fleet, connect) = Fleet::connect_as(rig.address, proxies, plan.limit).await?;
     let connect_cpu = rig.meter.cpu()?.saturating_sub(before);
     fleet.settle(QUIET).await?;
-    let proxy_bytes = rig.meter.memory()?.now.saturating_sub(idle) / plan.streams.max(1) as u64;
+    let proxy_bytes = each(rig.meter.memory()?.now);
     let converged = fleet.converged();
     Ok(Report {
         plan,
@@ -124,6 +133,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
         certificates_cpu,
         connect,
         connect_cpu,
+        idle_bytes,
         agent_bytes,
         proxy_bytes,
         converged,
@@ -147,6 +157,8 @@ struct Caller {
 }
 
 type Connection = (h2::client::SendRequest<Bytes>, SocketAddr);
+/// A connection and the task that it is on.
+type Connected = (h2::client::SendRequest<Bytes>, tokio::task::JoinHandle<()>);
 
 impl Rig {
     fn start(plan: &Plan) -> anyhow::Result<Self> {
@@ -242,6 +254,20 @@ impl Rig {
             times.extend(done??);
         }
         Ok(times.into_iter().collect())
+    }
+
+    /// Connects with each of these, and asks for nothing: weftd waits for ten seconds.
+    async fn connections(&self, configs: &[Arc<ClientConfig>]) -> anyhow::Result<Vec<Connected>> {
+        let mut tasks = JoinSet::new();
+        for (index, tls) in configs.iter().enumerate() {
+            let (address, tls) = (self.address, tls.clone());
+            tasks.spawn(async move { stream::http2(address, Some(tls), source_of(index, address)).await });
+        }
+        let mut connections = Vec::with_capacity(configs.len());
+        while let Some(done) = tasks.join_next().await {
+            connections.push(done??);
+        }
+        Ok(connections)
     }
 
     /// Opens a stream of the roots for each node, and waits until each has them.
@@ -364,7 +390,8 @@ impl fmt::Display for Report {
         )?;
         write!(
             f,
-            "memory for each connection: {} KiB with the roots alone, {} KiB with all configuration",
+            "memory for each connection: {} KiB idle, {} KiB with the roots, {} KiB with all configuration",
+            self.idle_bytes / 1024,
             self.agent_bytes / 1024,
             self.proxy_bytes / 1024
         )
