@@ -13,11 +13,13 @@ use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
+use proto::google::protobuf::{Struct, Value};
 use rig::{ISSUER, Identity, Weftd};
 use serde_json::json;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http as http_uri;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -287,6 +289,165 @@ fn keys_of_tokens_that_are_none_are_refused_at_the_start() -> Result<()> {
         assert_eq!(output.status.code(), Some(1), "{said}");
         let last = said.lines().last().unwrap_or_default();
         assert!(last.starts_with("weftd: --token-keys: ") && last.contains(reason), "{reason}: {said}");
+    }
+    Ok(())
+}
+
+/// A Secret in one namespace, and a Gateway in another that refers to it.
+fn secret_of_bank() -> Result<String> {
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = rcgen::CertificateParams::new(vec!["a.test".to_owned()])?.self_signed(&key)?.pem();
+    let key = key.serialize_pem();
+    Ok(format!(
+        "
+apiVersion: v1
+kind: Secret
+metadata: {{ name: tls, namespace: bank }}
+stringData: {{ cert: {certificate:?}, key: {key:?}, cacert: {certificate:?} }}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{ name: all, namespace: shop }}
+spec:
+  selector: {{ edge: yes }}
+  servers:
+  - hosts: [a.test]
+    port: {{ number: 443, name: https, protocol: HTTPS }}
+    tls: {{ mode: MUTUAL, credentialName: \"kubernetes-gateway://bank/tls\" }}
+"
+    ))
+}
+
+/// Names of what is not the callers, and types by which Istio's control plane tells of the whole mesh.
+const FOREIGN: [&str; 4] = [
+    "kubernetes://bank/tls",
+    "kubernetes-gateway://bank/tls",
+    "kubernetes-gateway://bank/tls-cacert",
+    "spiffe://cluster.local/ns/bank/sa/till",
+];
+const FLEET: [&str; 5] = [
+    "istio.io/debug/config_dump",
+    "istio.io/debug/syncz",
+    "istio.io/connections",
+    "networking.istio.io/v1/VirtualService",
+    "type.googleapis.com/istio.workload.Address",
+];
+
+fn node_with(id: &str, metadata: &[(&str, &str)]) -> Node {
+    let metadata = metadata.iter().map(|(name, value)| (*name, Value::from(*value)));
+    let labels = Value::from(Struct::from_iter([("edge", Value::from("yes"))]));
+    let metadata = metadata.chain([("LABELS", labels)]).collect();
+    Node { id: id.to_owned(), metadata: Some(metadata), ..Node::default() }
+}
+
+/// Sends requests on one stream of ADS, and returns all that comes within a while, or how the stream ended.
+async fn converse(
+    weftd: &Weftd,
+    token: &str,
+    requests: Vec<DeltaDiscoveryRequest>,
+) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
+    let channel = weftd.connect(None).await.map_err(|error| Status::internal(error.to_string()))?;
+    let (sender, outgoing) = tokio::sync::mpsc::channel(64);
+    for request in requests {
+        sender.send(request).await.map_err(|_| Status::internal("nobody takes requests"))?;
+    }
+    let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+    let value = format!("Bearer {token}").parse().map_err(|_| Status::internal("no header"))?;
+    request.metadata_mut().insert("authorization", value);
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let mut answers = client.delta_aggregated_resources(request).await?.into_inner();
+    let mut came = Vec::new();
+    while let Ok(answer) = tokio::time::timeout(SILENCE, answers.message()).await {
+        let answer = answer?.ok_or_else(|| Status::aborted("the stream ended"))?;
+        let acknowledged = DeltaDiscoveryRequest {
+            type_url: answer.type_url.clone(),
+            response_nonce: answer.nonce.clone(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        sender.send(acknowledged).await.map_err(|_| Status::internal("nobody takes requests"))?;
+        came.push(answer);
+    }
+    Ok(came)
+}
+
+fn subscribe(node: Node, type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: Some(node),
+        type_url: type_url.to_owned(),
+        resource_names_subscribe: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn whoever_lies_about_itself_is_refused() -> Result<()> {
+    let weftd = Weftd::start()?;
+    let token = weftd.token()?;
+    for (node, code) in [
+        (node_with(TILL_IN_BANK, &[]), Code::PermissionDenied),
+        (node_with(CART, &[("NAMESPACE", "bank")]), Code::PermissionDenied),
+        (node_with(CART, &[("SERVICE_ACCOUNT", "till")]), Code::PermissionDenied),
+        (node_with(CART, &[("SERVICE_ACCOUNT", "")]), Code::PermissionDenied),
+        (node_with("ztunnel~10.0.0.9~cart-1.shop~shop.svc.cluster.local", &[]), Code::InvalidArgument),
+        (node_with("waypoint~10.0.0.9~cart-1.shop~shop.svc.cluster.local", &[]), Code::InvalidArgument),
+        (node_with("", &[]), Code::InvalidArgument),
+    ] {
+        let said = format!("{node:?}");
+        let result = converse(&weftd, &token, vec![subscribe(node, SECRET, &["ROOTCA"])]).await;
+        assert_eq!(result.unwrap_err().code(), code, "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_not_the_callers_does_not_come_by_any_way() -> Result<()> {
+    let weftd = Weftd::start_with(&[("secrets.yaml".to_owned(), secret_of_bank()?)])?;
+    let token = weftd.token()?;
+    let router = || node_with("router~10.0.0.9~cart-1.shop~shop.svc.cluster.local", &[("GENERATOR", "api")]);
+    // As the owner gets it: there is something to be had.
+    let of_bank = {
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 600;
+        weftd.token_of("bank", "till", expires)?
+    };
+    let owner = node_with("router~10.0.0.9~till-1.bank~bank.svc.cluster.local", &[]);
+    let own =
+        subscribe(owner, SECRET, &["kubernetes-gateway://bank/tls-cacert", "kubernetes-gateway://bank/tls"]);
+    let came = converse(&weftd, &of_bank, vec![own]).await?;
+    assert!(came.iter().any(|answer| !answer.resources.is_empty()), "{came:?}");
+
+    let names = |answers: Vec<DeltaDiscoveryResponse>| -> Vec<String> {
+        let all = answers.into_iter().flat_map(|answer| answer.resources);
+        all.map(|resource| resource.name).collect()
+    };
+    // Over ADS, and by types that tell of the fleet.
+    let asked = converse(&weftd, &token, vec![subscribe(router(), SECRET, &FOREIGN)]).await?;
+    assert_eq!(names(asked), Vec::<String>::new());
+    for fleet in FLEET {
+        let asked = vec![subscribe(router(), SECRET, &[]), subscribe(router(), fleet, &["*"])];
+        if let Ok(answers) = converse(&weftd, &token, asked).await {
+            assert_eq!(names(answers), Vec::<String>::new(), "{fleet}");
+        }
+    }
+    // As somebody else in the middle of a stream: who it is was settled at its beginning.
+    let owner = node_with("router~10.0.0.9~till-1.bank~bank.svc.cluster.local", &[]);
+    let asked = vec![subscribe(router(), SECRET, &["ROOTCA"]), subscribe(owner, SECRET, &FOREIGN)];
+    if let Ok(answers) = converse(&weftd, &token, asked).await {
+        assert!(names(answers).iter().all(|name| name == "ROOTCA"));
+    }
+    // And by the service of secrets alone, in both forms and as a single call.
+    let mut answers = secrets(weftd.connect(None).await?, Some(&token), CART, &FOREIGN).await?;
+    let more = tokio::time::timeout(SILENCE, answers.message()).await;
+    assert!(more.is_err(), "{more:?}");
+    let mut request = tonic::Request::new(DiscoveryRequest {
+        node: Some(router()),
+        type_url: SECRET.to_owned(),
+        resource_names: FOREIGN.map(str::to_owned).to_vec(),
+        ..DiscoveryRequest::default()
+    });
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
+    let mut client = SecretDiscoveryServiceClient::new(weftd.connect(None).await?);
+    if let Ok(answer) = client.fetch_secrets(request).await {
+        assert!(answer.into_inner().resources.is_empty());
     }
     Ok(())
 }
