@@ -79,7 +79,7 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     tools::install(&Tool::ALL)?;
     system::install()?;
     let programs: &[&str] = match args.test {
-        Test::Identity => &["mutual_tls", "replicas", "agentless"],
+        Test::Identity => &["mutual_tls", "replicas", "agentless", "orders"],
         Test::Capture => &["capture"],
         Test::Workloads => &["workloads"],
         Test::Install => &["install"],

@@ -2,6 +2,7 @@
 //! there, and is mutual TLS because both have a proxy. Nobody is configured to know of that.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
@@ -26,6 +27,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 const CLIENTS: usize = 4;
 /// As many certificates are used under load, at least.
 const CERTIFICATES: usize = 4;
+/// How long the replacement of a root may take: it waits for certificates of ten seconds to expire.
+const ROTATION_LIMIT: Duration = Duration::from_secs(240);
 
 #[test]
 fn workloads_are_in_the_mesh_because_their_traffic_is_captured() {
@@ -53,6 +56,7 @@ fn everything(cluster: &Cluster<'_>, client: &Workload, server: Server) -> Resul
     the_kubelet_and_prometheus_are_answered(&server)?;
     with_tproxy_the_application_sees_its_client(cluster, client)?;
     nothing_fails_while_certificates_are_replaced(client, address)?;
+    nothing_fails_while_the_root_is_replaced(cluster, client, &server, address)?;
     nothing_fails_while_a_workload_is_replaced(cluster, client, address, server)?;
     a_machine_without_kubernetes_is_in_the_mesh(cluster, client)
 }
@@ -344,6 +348,56 @@ fn nothing_fails_while_certificates_are_replaced(client: &Workload, address: Ipv
     Ok(())
 }
 
+/// Another root takes over, and its files take the place of the old ones, as the instructions have it.
+fn nothing_fails_while_the_root_is_replaced(
+    cluster: &Cluster<'_>,
+    client: &Workload,
+    server: &Server,
+    address: Ipv4Addr,
+) -> Result<()> {
+    let agents = [&client.agent, &server.workload.agent];
+    let before = [agents[0].processes()?, agents[1].processes()?];
+    let old = client.agent.roots()?;
+    ensure!(old.len() == 1 && server.workload.agent.roots()? == old, "{old:?}");
+    Load::during("another root", client, address, |load| {
+        let next = cluster.authority().join("next");
+        fs::create_dir(&next)?;
+        let mut most = 0;
+        eventually("another root", ROTATION_LIMIT, || {
+            let (progress, roots) = (cluster.rotation()?, client.agent.roots()?);
+            most = most.max(roots.len());
+            ensure!(
+                progress.starts_with("stable") && roots.is_disjoint(&old),
+                "{} roots: {progress}",
+                roots.len()
+            );
+            Ok(())
+        })?;
+        ensure!(most == 2, "there was no time at which both were trusted");
+        for file in fs::read_dir(&next)? {
+            let file = file?;
+            fs::rename(file.path(), cluster.authority().join(file.file_name()))?;
+        }
+        fs::remove_dir(&next)?;
+        // What rests on the old root, or on a mixture of files, would show: every certificate is replaced.
+        let mut certificates = client.agent.certificates()?;
+        let enough = certificates.len() + CERTIFICATES;
+        eventually("certificates of the new root", PATIENCE * 2, || {
+            certificates.extend(client.agent.certificates()?);
+            ensure!(certificates.len() >= enough, "{} certificates", certificates.len());
+            Ok(())
+        })?;
+        load.wait(200);
+        Ok(())
+    })?;
+    for agent in agents {
+        let roots = agent.roots()?;
+        ensure!(roots.len() == 1 && roots.is_disjoint(&old), "{roots:?}");
+    }
+    assert_eq!([agents[0].processes()?, agents[1].processes()?], before, "nothing was restarted");
+    Ok(())
+}
+
 /// Another pod takes over, and the old one ends as Kubernetes ends pods: its endpoint goes, and its containers are told to
 /// end, at the same time.
 fn nothing_fails_while_a_workload_is_replaced(
@@ -387,7 +441,7 @@ fn a_machine_without_kubernetes_is_in_the_mesh(cluster: &Cluster<'_>, client: &W
     let address = Ipv4Addr::new(10, 96, 255, 9);
     let (pod, token) = cluster.machine("machine", address)?;
     // As the instructions for virtual machines have it.
-    let roots = [("certs/root-cert.pem", cluster.roots().to_owned())];
+    let roots = [("certs/root-cert.pem", cluster.roots()?)];
     let first = cluster.proxy(pod, "machine", &token, &variables, &roots)?;
     const FILES: [&str; 3] = ["certs/cert-chain.pem", "certs/key.pem", "certs/root-cert.pem"];
     let kept = FILES.map(|path| first.agent.file(path).map(|text| (path, text)));

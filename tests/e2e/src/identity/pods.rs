@@ -4,10 +4,12 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 use serde_json::json;
+use testkit::rig::http::Request;
 use testkit::rig::netns::{Node, Pod};
 use testkit::rig::process::Scratch;
 use testkit::rig::{ApiServer, Etcd};
@@ -30,7 +32,6 @@ pub struct Cluster<'n> {
     /// The API server.
     pub api: ApiServer,
     node: &'n Node,
-    roots: String,
     folder: Scratch,
     _network: Network,
     _etcd: Etcd,
@@ -107,10 +108,8 @@ impl<'n> Cluster<'n> {
             TTL.into(),
         ];
         let weftd = Weftd::start_with(&network, &arguments)?;
-        let roots = eventually("weftd's roots", PATIENCE, || {
-            fs::read_to_string(ca.join("root-cert.pem")).context("no roots yet")
-        })?;
-        let cluster = Self { weftd, api, node, roots, folder, _network: network, _etcd: etcd };
+        let cluster = Self { weftd, api, node, folder, _network: network, _etcd: etcd };
+        eventually("weftd's roots", PATIENCE, || cluster.roots())?;
         let strict = json!({
             "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
             "metadata": { "name": "default", "namespace": "istio-system" },
@@ -121,8 +120,26 @@ impl<'n> Cluster<'n> {
     }
 
     /// Returns the roots that weftd is known by.
-    pub fn roots(&self) -> &str {
-        &self.roots
+    ///
+    /// # Errors
+    ///
+    /// If there are none.
+    pub fn roots(&self) -> anyhow::Result<String> {
+        fs::read_to_string(self.authority().join("root-cert.pem")).context("no roots")
+    }
+
+    /// Returns the folder of the certificate authority.
+    pub fn authority(&self) -> PathBuf {
+        self.folder.path().join("ca")
+    }
+
+    /// Returns what weftd says about the replacement of its root.
+    ///
+    /// # Errors
+    ///
+    /// If it says nothing.
+    pub fn rotation(&self) -> anyhow::Result<String> {
+        Ok(Request::get("/debug/rotationz").send(self.weftd.monitoring())?.text())
     }
 
     /// Returns the node that it runs on.
@@ -251,13 +268,14 @@ impl<'n> Cluster<'n> {
         variables: &[(&str, String)],
         files: &[(&str, String)],
     ) -> anyhow::Result<Workload> {
+        let roots = self.roots()?;
         let identity = Identity {
             pod: pod.name(),
             namespace: NAMESPACE,
             account,
             address: pod.address(),
             token,
-            roots: &self.roots,
+            roots: &roots,
             weftd: Self::WEFTD,
             network: Some(&pod),
             variables,
