@@ -259,8 +259,42 @@ fn the_chart_upgrades_the_version_before_it() {
     assert!(mesh["data"]["mesh"].as_str().unwrap().contains("trustDomain: corp"), "{mesh}");
     installed.get("service", "istiod-revision-tag-stable").unwrap();
     installed.get("poddisruptionbudget", "istiod").unwrap();
+    // With all that is off by default.
+    let all = "networkPolicy.enabled=true,serviceMonitor.enabled=true,prometheusRule.enabled=true";
+    monitoring_kinds(&installed).unwrap();
+    installed.helm("weft", "weft", &format!("{values},{all},rbac.movedTags={{prod}}")).unwrap();
+    for kind in ["networkpolicy", "servicemonitor", "prometheusrule", "horizontalpodautoscaler"] {
+        installed.get(kind, "istiod").unwrap();
+    }
+    // Whoever has a tag that is moved has its objects validated by all who may get it.
+    let validator = installed.get("validatingwebhookconfiguration", "istio-validator-istio-system").unwrap();
+    let expression = &validator["webhooks"][0]["objectSelector"]["matchExpressions"][0];
+    assert_eq!(expression["values"], json!(["default", "stable", "prod"]));
     helm(&["rollback", "weft", "1", "-n", "istio-system", "--kubeconfig", &kubeconfig]).unwrap();
     assert_eq!(chart(&installed.get("deployment", "istiod").unwrap()), "weft-0.1.0");
+}
+
+/// The kinds of the Prometheus operator, with fields that nobody checks here.
+fn monitoring_kinds(installed: &Installed) -> Result<()> {
+    let definitions = [("servicemonitors", "ServiceMonitor"), ("prometheusrules", "PrometheusRule")].map(|(plural, kind)| {
+        let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+        json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": { "name": format!("{plural}.monitoring.coreos.com") },
+            "spec": {
+                "group": "monitoring.coreos.com", "scope": "Namespaced",
+                "names": { "plural": plural, "singular": kind.to_lowercase(), "kind": kind },
+                "versions": [{ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": schema } }],
+            },
+        })
+    });
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": definitions });
+    let path = installed.folder.path().join("monitoring.json");
+    fs::write(&path, list.to_string())?;
+    installed.server.kubectl(&["apply", "-f", &path.display().to_string()])?;
+    let wait = ["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"];
+    installed.server.kubectl(&wait)?;
+    Ok(())
 }
 
 /// A gateway that is installed has to be completed by the injector, in a namespace of the strictest standard too.
