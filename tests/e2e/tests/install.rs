@@ -17,8 +17,8 @@ use serde_json::Value;
 use testkit::rig::http::Request;
 use testkit::rig::netns::{Node, on_a_node};
 
-/// A dozen proxies start at once, on a machine that may be busy.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// A dozen proxies start at once, on a machine that may be busy with something else for minutes.
+const PATIENCE: Duration = Duration::from_secs(600);
 const LIMIT: Duration = Duration::from_secs(10);
 /// The tag may be moved to each revision.
 const VALUES: &str =
@@ -59,7 +59,8 @@ impl World<'_> {
         self.a_canary_by_kubectl(gateway)?;
         self.nothing_fails_while_weftd_is_replaced(gateway)?;
         self.traffic_goes_on_without_weftd(gateway)?;
-        self.a_tag_moves_to_another_revision_and_back(gateway)
+        self.a_tag_moves_to_another_revision_and_back(gateway)?;
+        self.weftd_has_all_rights_that_it_needs()
     }
 
     /// Adds what the pods are doing, and what the control plane and one of the proxies have said last.
@@ -126,7 +127,7 @@ impl World<'_> {
     }
 
     fn weft_is_tested_by_helm(&self) -> Result<()> {
-        self.helm("test weft -n istio-system --timeout 300s").map(drop).or_else(|error| {
+        self.helm("test weft -n istio-system --timeout 600s").map(drop).or_else(|error| {
             let said = self.cluster.log("istio-system", "istiod-check", "check");
             Err(error).with_context(|| said.unwrap_or_else(|error| error.to_string()))
         })?;
@@ -136,7 +137,7 @@ impl World<'_> {
         }
         // It fails if something does not work.
         self.kubectl("label namespace istio-system istio-injection=disabled")?;
-        let failed = self.helm("test weft -n istio-system --timeout 300s");
+        let failed = self.helm("test weft -n istio-system --timeout 600s");
         ensure!(failed.is_err(), "no webhook is asked about pods, and the test has passed");
         let said = self.cluster.log("istio-system", "istiod-check", "check")?;
         ensure!(said.contains("error: injection: the pod has no proxy"), "{said}");
@@ -250,6 +251,7 @@ impl World<'_> {
                     r#"[{{"op":"replace","path":"/spec/http/0/route/0/weight","value":{v1}}},{{"op":"replace","path":"/spec/http/0/route/1/weight","value":{v2}}}]"#
                 );
                 self.kubectl(&format!("patch virtualservice reviews --type=json -p {patch}"))?;
+                self.kubectl("wait --for=condition=Programmed virtualservice/reviews --timeout=600s")?;
                 eventually(&format!("weights {v1}/{v2}"), PATIENCE, || {
                     let seen = load.next(200);
                     let of = |version: &str| seen.get(version).copied().unwrap_or_default();
@@ -391,6 +393,15 @@ impl World<'_> {
             }
             Ok(())
         })
+    }
+
+    fn weftd_has_all_rights_that_it_needs(&self) -> Result<()> {
+        for weftd in self.pods("istio-system", "app=istiod")? {
+            let log = self.cluster.log("istio-system", &weftd, "discovery")?;
+            let refused = log.lines().find(|line| line.to_lowercase().contains("forbidden"));
+            ensure!(refused.is_none(), "{weftd}: {}", refused.unwrap_or_default());
+        }
+        Ok(())
     }
 
     fn details_are_with(&self, revision: &str) -> Result<()> {
