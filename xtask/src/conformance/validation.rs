@@ -1,7 +1,7 @@
 //! The corpus of objects with the verdicts of the API server and of Istio's validator.
 //!
-//! `weftctl validate` is the validator. What only the API server refuses is left to the CustomResourceDefinitions, whose
-//! rules `crd parity` compares; such cases are counted apart.
+//! A real API server with our definitions judges first, and `weftctl validate`, which says what the webhook would, judges what
+//! it lets through: both as they were measured.
 
 use super::CASE_LIMIT;
 use super::outcome::{Case, Outcome};
@@ -12,7 +12,11 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use toolbox::Tool;
+
+/// What the API server takes for all objects, and what it takes to build what starts it.
+const SERVER_LIMIT: Duration = Duration::from_secs(1800);
 
 const READ: &str = "import json,os,sys,yaml
 top, out = sys.argv[1], []
@@ -30,22 +34,23 @@ pub(super) fn run(weftctl: &Path, dir: &Path) -> anyhow::Result<Outcome> {
     let cases: Vec<Value> = serde_json::from_str(&process::output(&mut read, CASE_LIMIT)?)?;
     ensure!(!cases.is_empty(), "{} holds no cases", dir.display());
     let verdicts = verdicts(weftctl, &cases)?;
+    let by_server = verdicts_of_server(&cases)?;
     let reasons = super::deliberate(&workspace::root().join("tests/conformance/validation-ignore.txt"))?;
     let mut outcome = Outcome::new();
-    let mut left_to_the_schema = 0;
-    for (case, verdict) in cases.iter().zip(&verdicts) {
+    let mut refused_by_server = 0;
+    for ((case, verdict), schema) in cases.iter().zip(&verdicts).zip(&by_server) {
         let name = case["name"].as_str().context("a case has no name")?;
         let gates = case["rejectedBy"].as_array().map_or(&[][..], Vec::as_slice);
         let by_schema = gates.iter().any(|gate| gate != "validator");
-        if by_schema && verdict["accepted"] == true {
-            // It never reaches the validator.
-            left_to_the_schema += 1;
-            continue;
-        }
-        let wrong = judge(case, verdict);
+        let wrong = judge_schema(case, schema).or_else(|| {
+            // What is refused there never reaches the validator, which may accept it.
+            let is_over = by_schema && verdict["accepted"] == true;
+            refused_by_server += usize::from(is_over);
+            if is_over { None } else { judge(case, verdict) }
+        });
         outcome.insert(name.to_owned(), Case::compared(wrong.into_iter().collect(), reasons.get(name)));
     }
-    println!("{left_to_the_schema} cases are left to the API server, and not judged here");
+    println!("{refused_by_server} cases are refused by the API server alone");
     Ok(outcome)
 }
 
@@ -66,6 +71,35 @@ fn verdicts(weftctl: &Path, cases: &[Value]) -> anyhow::Result<Vec<Value>> {
     let verdicts: Vec<Value> = serde_json::from_slice(&output.stdout)?;
     ensure!(verdicts.len() == cases.len(), "{} verdicts on {} objects", verdicts.len(), cases.len());
     Ok(verdicts)
+}
+
+/// Asks a real API server about all objects at once.
+fn verdicts_of_server(cases: &[Value]) -> anyhow::Result<Vec<Value>> {
+    let objects: Value = cases.iter().map(|case| case["object"].clone()).collect();
+    let file = workspace::root().join("target/conformance/validation/objects.json");
+    fs::write(&file, objects.to_string()).with_context(|| format!("could not write {}", file.display()))?;
+    let mut server = process::command(env!("CARGO"));
+    server.current_dir(workspace::root()).args([
+        "run",
+        "--quiet",
+        "--package",
+        "weft-e2e",
+        "--bin",
+        "schema",
+    ]);
+    server.arg("--").arg(&file);
+    let verdicts: Vec<Value> = serde_json::from_str(&process::output(&mut server, SERVER_LIMIT)?)?;
+    ensure!(verdicts.len() == cases.len(), "{} verdicts on {} objects", verdicts.len(), cases.len());
+    Ok(verdicts)
+}
+
+/// Returns how the API server's verdict differs from what is expected.
+fn judge_schema(case: &Value, verdict: &Value) -> Option<String> {
+    match (case["schema"]["accepted"] == true, verdict["accepted"] == true) {
+        (true, false) => Some(format!("the API server must accept it: {}", verdict["message"])),
+        (false, true) => Some(format!("the API server must refuse it: {}", case["schema"]["error"])),
+        _ => None,
+    }
 }
 
 /// Returns how a verdict differs from what is expected.
@@ -98,6 +132,15 @@ mod tests {
         let case = json!({"error": text(refused), "warning": text(warns), "validator": {"error": "text"}});
         let warnings = if warned { json!([{}]) } else { json!([]) };
         judge(&case, &json!({"accepted": accepted, "warnings": warnings, "rejections": []}))
+    }
+
+    #[test]
+    fn the_api_server_must_say_the_same() {
+        let check = |expected: bool, accepted: bool| {
+            judge_schema(&json!({"schema": {"accepted": expected}}), &json!({"accepted": accepted}))
+        };
+        assert!(check(true, true).is_none() && check(false, false).is_none());
+        assert!(check(true, false).is_some() && check(false, true).is_some());
     }
 
     #[test]
