@@ -292,8 +292,7 @@ fn monitoring_kinds(installed: &Installed) -> Result<()> {
     let path = installed.folder.path().join("monitoring.json");
     fs::write(&path, list.to_string())?;
     installed.server.kubectl(&["apply", "-f", &path.display().to_string()])?;
-    let wait = ["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"];
-    installed.server.kubectl(&wait)?;
+    installed.server.wait_for_definitions()?;
     Ok(())
 }
 

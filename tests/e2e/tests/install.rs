@@ -60,6 +60,7 @@ impl World<'_> {
         self.nothing_fails_while_weftd_is_replaced(gateway)?;
         self.traffic_goes_on_without_weftd(gateway)?;
         self.a_tag_moves_to_another_revision_and_back(gateway)?;
+        self.a_proxy_beside_its_application_serves_as_well(gateway)?;
         self.weftd_has_all_rights_that_it_needs()
     }
 
@@ -121,7 +122,7 @@ impl World<'_> {
         let charts = repository().join("charts");
         let charts = charts.display();
         self.helm(&format!("install weft-crds {charts}/weft-crds -n istio-system --create-namespace"))?;
-        self.kubectl("wait crd --all --for=condition=Established --timeout=60s")?;
+        self.cluster.api.wait_for_definitions()?;
         self.helm(&format!("install weft {charts}/weft -n istio-system {VALUES}"))?;
         self.rolled_out("istio-system", "istiod")
     }
@@ -393,6 +394,20 @@ impl World<'_> {
             }
             Ok(())
         })
+    }
+
+    /// As on clusters without native sidecars; the application waits until its proxy can be used.
+    fn a_proxy_beside_its_application_serves_as_well(&self, gateway: SocketAddr) -> Result<()> {
+        let annotations = r#"{"sidecar.istio.io/nativeSidecar":"false","proxy.istio.io/config":"holdApplicationUntilProxyStarts:\u0020true"}"#;
+        let patch = format!(r#"{{"spec":{{"template":{{"metadata":{{"annotations":{annotations}}}}}}}}}"#);
+        let old = self.pods("default", "app=details")?;
+        self.kubectl(&format!("patch deployment details-v1 --type=merge -p {patch}"))?;
+        self.rolled_out("default", "details-v1")?;
+        let new = self.pods("default", "app=details")?.into_iter().find(|pod| !old.contains(pod));
+        let new = new.context("no new pod")?;
+        let names = self.kubectl(&format!("get pod {new} -o jsonpath={{.spec.containers[*].name}}"))?;
+        ensure!(names == "istio-proxy details", "{names}");
+        self.the_page_is_served(gateway)
     }
 
     fn weftd_has_all_rights_that_it_needs(&self) -> Result<()> {
