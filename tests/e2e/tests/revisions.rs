@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::network::Network;
 use e2e::weftd::Weftd;
-use e2e::{PATIENCE, eventually, repository};
+use e2e::{PATIENCE, eventually};
 use serde_json::Value;
 use testkit::rig::http::Request;
 use testkit::rig::process::Scratch;
@@ -73,9 +73,7 @@ impl Cluster {
     fn start() -> Result<Self> {
         let etcd = Etcd::start()?;
         let api = ApiServer::start(&etcd)?;
-        let crds = repository().join("crds").display().to_string();
-        api.kubectl(&["apply", "--server-side", "-f", &crds])?;
-        api.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
+        api.install_definitions()?;
         Ok(Self { api, network: Network::claim()?, folder: Scratch::new("revisions")?, _etcd: etcd })
     }
 
