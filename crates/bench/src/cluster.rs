@@ -37,7 +37,9 @@ impl Cluster {
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         let cluster = Self { client: Client::try_from(config)?, server, _etcd: etcd };
         let objects = objects(&files)?;
-        let namespaces: BTreeSet<&str> = objects.iter().filter_map(namespace).collect();
+        // weftd keeps its authority in a namespace of its own, and is not ready without.
+        let own = std::iter::once("istio-system");
+        let namespaces: BTreeSet<&str> = objects.iter().filter_map(namespace).chain(own).collect();
         let namespaces = namespaces
             .into_iter()
             .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));

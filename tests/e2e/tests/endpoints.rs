@@ -39,6 +39,8 @@ impl World {
         let etcd = Etcd::start()?;
         let server = ApiServer::start(&etcd)?;
         server.install_definitions()?;
+        // weftd keeps its authority there, and is not ready without.
+        server.kubectl(&["create", "namespace", "istio-system"])?;
         // There is no kubelet, and pods of a node that nobody hears of would be told not to be ready.
         let controllers =
             ControllerManager::start_with(&server, &["--controllers=*,-node-lifecycle-controller"])?;

@@ -100,6 +100,8 @@ fn edit_through_a_crash(server: &mut ApiServer, rollout: &mut Rollout<Cluster>) 
 fn server_with_crds(etcd: &Etcd) -> ApiServer {
     let server = ApiServer::start(etcd).unwrap();
     server.install_definitions().unwrap();
+    // weftd keeps its authority there, and is not ready without.
+    server.kubectl(&["create", "namespace", "istio-system"]).unwrap();
     server
 }
 
