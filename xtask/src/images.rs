@@ -62,11 +62,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn build() -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut build = Command::new(cargo);
-    build.current_dir(workspace::root()).args(["build", "--release", "--workspace"]);
-    build.args(["--bin", "weftd", "--bin", "weftctl", "--bin", "weft-agent"]);
-    let status = build.status().context("cannot run cargo")?;
-    if status.success() { Ok(()) } else { bail!("the build: {status}") }
+    // The agent last, and linked with all that it needs: it also runs on virtual machines, beside whatever is there.
+    let control_plane = ["build", "--release", "--workspace", "--bin", "weftd", "--bin", "weftctl"];
+    let agent = ["rustc", "--release", "--package", "weft-agent", "--bin", "weft-agent"];
+    let linked = ["--", "--codegen", "target-feature=+crt-static"];
+    for arguments in [control_plane.to_vec(), [&agent[..], &linked].concat()] {
+        let mut build = Command::new(&cargo);
+        let status =
+            build.current_dir(workspace::root()).args(&arguments).status().context("cannot run cargo")?;
+        if !status.success() {
+            bail!("cargo {}: {status}", arguments.join(" "));
+        }
+    }
+    Ok(())
 }
 
 /// What is in an image.
